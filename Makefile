@@ -1,0 +1,40 @@
+# Two commands on a fresh machine do everything: `make demo` and `make test`. Each makes .venv if it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint bench clean
+
+help:
+	@echo "make demo       install, then run the main job on the bundled tasks (about 3 minutes)"
+	@echo "make test       install, then run the tests"
+	@echo "make test-long  the heavier checks: 10,000 random cases against the oracle"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      the benchmarks of the server's mathematics"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/matu run --config configs/demo.toml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	MATU_HYPOTHESIS=long $(BIN)/python -m pytest -m long
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/server_round.py
+
+clean:
+	rm -rf .venv runs dist build

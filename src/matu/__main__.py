@@ -1,0 +1,3 @@
+from matu.cli import main
+
+main()

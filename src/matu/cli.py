@@ -1,0 +1,227 @@
+"""The command line: parses, calls, prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from matu.config import RunConfig, TasksConfig, read_config
+from matu.errors import ConfigError, MatuError
+
+USAGE = """\
+matu: many-task federated fine-tuning with one unified task vector
+
+  matu run      run a federation in this process, from start to table
+  matu tasks    list and check tasks: classes, counts, a contact sheet
+
+matu COMMAND --help tells the options of a command; matu --version the version.
+"""
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where this machine keeps things."""
+
+    data_root: Path | None = None
+    """Folder of task folders; the environment's MATU_DATA by default."""
+    models_root: Path | None = None
+    """Folder of backbone folders; the environment's MATU_MODELS by default."""
+    cache: Path | None = None
+    """Decoded images and reference results; MATU_CACHE, or the user's cache folder by default."""
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """Run a many-task federation in this process: train, aggregate, evaluate, leave a run folder."""
+
+    settings: RunConfig
+    folders: Folders = dataclasses.field(default_factory=Folders)
+    config: Path | None = None
+    """TOML file with settings; options on the command line go before it."""
+    out: Path | None = None
+    """Run folder to make; runs/<time>-<tasks> by default."""
+    resume: Path | None = None
+    """Run folder to go on with after the last finished round; takes no other settings."""
+    json: bool = False
+    """Print result.json alone on stdout, nothing on stderr but errors."""
+
+
+@dataclass(frozen=True)
+class TasksArguments:
+    """List and check tasks: every image is decoded once, and all that is wrong is told."""
+
+    settings: TasksConfig
+    folders: Folders = dataclasses.field(default_factory=Folders)
+    sheet: Path | None = None
+    """Also draw a contact sheet into this PNG file."""
+    json: bool = False
+    """Print the list as JSON."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `matu` and `python -m matu`; exits with 0, 1 (failed), 2 (wrong input) or 130 (Ctrl-C)."""
+    sys.exit(run_command(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "tasks": _tasks}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return DONE if arguments else WRONG_INPUT
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"matu {version('matu')}")
+        return DONE
+    if arguments[0] not in commands:
+        print(f"matu: unknown command '{arguments[0]}'; expected one of {', '.join(commands)}", file=sys.stderr)
+        return WRONG_INPUT
+    try:
+        return commands[arguments[0]](arguments[1:])
+    except (ConfigError, ValueError) as error:
+        if not isinstance(error, MatuError):
+            raise
+        print(f"matu: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except MatuError as error:
+        print(f"matu: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parse(kind: Any, arguments: list[str], default: Any, command: str) -> Any:
+    marks = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(kind, args=arguments, default=default, prog=f"matu {command}", config=marks)
+
+
+def _run(arguments: list[str]) -> int:
+    config_file, resume = _value_of("--config", arguments), _value_of("--resume", arguments)
+    if config_file and resume:
+        raise ConfigError("--config and --resume: a resumed run keeps its own settings; give only --resume")
+    base = RunConfig()
+    if config_file:
+        base = read_config(Path(config_file))
+    if resume:
+        if not (Path(resume) / "config.toml").is_file():
+            raise ConfigError(f"--resume {resume}: holds no run (no config.toml); expected the folder of one")
+        base = read_config(Path(resume) / "config.toml")
+    parsed: RunArguments = _parse(RunArguments, arguments, RunArguments(base), "run")
+    config = parsed.settings
+    if resume:
+        _check_unchanged(base, config, resume)
+        if parsed.out is not None and parsed.out != parsed.resume:
+            raise ConfigError(f"--out {parsed.out}: a resumed run stays in its folder {resume}")
+    name = "-".join(Path(task).name.replace(":", "-").replace("/", "-") for task in config.tasks.tasks[:3])
+    out = parsed.resume or parsed.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    config.check()
+    return _simulate(config, out, parsed, resume=bool(resume))
+
+
+def _simulate(config: RunConfig, out: Path, parsed: RunArguments, *, resume: bool) -> int:
+    _quiet_libraries()
+    from matu.report import Display, print_result
+    from matu.simulate import simulate
+
+    try:
+        result = simulate(config, out, _roots(parsed.folders), Display(quiet=parsed.json), resume=resume)
+    except KeyboardInterrupt:
+        kept = (out / "checkpoint" / "checkpoint.json").is_file()
+        said = f"go on with: matu run --resume {out}" if kept else "no round was finished, nothing to resume"
+        print(f"\nmatu: stopped; {said}", file=sys.stderr)
+        return INTERRUPTED
+    if parsed.json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_result(result, out)
+    return DONE
+
+
+def _tasks(arguments: list[str]) -> int:
+    named = _leading_words(arguments)
+    settings = dataclasses.replace(TasksConfig(), tasks=tuple(named)) if named else TasksConfig()
+    parsed: TasksArguments = _parse(TasksArguments, arguments[len(named) :], TasksArguments(settings), "tasks")
+    _quiet_libraries()
+    from matu.report.tasks import print_tasks, tasks_as_json
+    from matu.tasks import contact_sheet, load_tasks
+
+    s, roots = parsed.settings, _roots(parsed.folders)
+    tasks = load_tasks(
+        s.tasks, image_size=s.image_size, data_root=roots.data, cache_dir=roots.cache,
+        skip_bad_images=s.skip_bad_images, max_train=s.max_train, max_test=s.max_test,
+    )  # fmt: skip
+    if parsed.sheet:
+        contact_sheet(tasks, parsed.sheet)
+    if parsed.json:
+        print(json.dumps(tasks_as_json(tasks), indent=1))
+    else:
+        print_tasks(tasks, parsed.sheet)
+    return DONE
+
+
+def _roots(folders: Folders) -> Any:
+    from matu.simulate import Roots
+    from matu.tasks import default_cache_dir
+
+    def root(flag: Path | None, variable: str) -> Path | None:
+        stated = flag or (Path(os.environ[variable]) if os.environ.get(variable) else None)
+        if stated is not None and not stated.is_dir():
+            raise ConfigError(f"{variable}: {stated} is no folder")
+        return stated
+
+    return Roots(
+        root(folders.data_root, "MATU_DATA"),
+        root(folders.models_root, "MATU_MODELS"),
+        folders.cache or default_cache_dir(),
+    )
+
+
+def _check_unchanged(saved: RunConfig, asked: RunConfig, folder: str) -> None:
+    before, after = dataclasses.asdict(saved), dataclasses.asdict(asked)
+    changed = [
+        f"{name} {before[section][name]!r} -> {value!r}"
+        for section, values in after.items()
+        for name, value in values.items()
+        if before[section][name] != value
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume {folder}: the checkpoint is of another configuration ({'; '.join(changed)}); "
+            "resume without these options, or start a new run"
+        )
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option that must be known before the others can be parsed."""
+    for i, word in enumerate(arguments):
+        if word == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _leading_words(arguments: Sequence[str]) -> list[str]:
+    """The words before the first option."""
+    first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    return list(arguments[:first])
+
+
+def _quiet_libraries() -> None:
+    """A run's own lines are to be read: no telemetry, no progress bars and advice of libraries."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for kind in (UserWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=kind, module=r"(transformers|peft|datasets|huggingface_hub)\b")

@@ -1,0 +1,249 @@
+"""The configuration: frozen dataclasses, read from TOML, overridable on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from matu.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """Which tasks, and how their images are read."""
+
+    tasks: tuple[str, ...] = ("demo-8",)
+    """Suites (demo-8, real-8, real-22), folders under MATU_DATA, folders (./flowers), hub:owner/name, demo:name."""
+    image_size: int = 32
+    """Side of the square images, in pixels."""
+    max_train: int = 0
+    """Most training images of a task (a stratified draw); 0: all."""
+    max_test: int = 0
+    """Most test images of a task (a stratified draw); 0: all."""
+    skip_bad_images: bool = False
+    """Leave out images that cannot be decoded, and count them, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The frozen backbone and the LoRA adapter on it."""
+
+    backbone: str = "vit-mini"
+    """vit-mini (bundled), a folder (also under MATU_MODELS), or a Hugging Face hub id."""
+    rank: int = 16
+    """Rank of LoRA."""
+    alpha: float = 16.0
+    """Scale of LoRA: the update is alpha / rank times B A."""
+    targets: tuple[str, ...] = ("query", "key", "value")
+    """Layers with an adapter: query, key, value, or the backbone's own layer names."""
+    adapter_seed: int = 0
+    """Seed of A's draw, which all sites share."""
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Who takes part, with which data, for how long."""
+
+    method: Literal["matu"] = "matu"
+    """The federated method."""
+    clients: int = 30
+    """Number of clients, N."""
+    participation: float = 0.2
+    """Share of the clients that are drawn each round, ξ."""
+    rounds: int = 100
+    """Number of rounds, R."""
+    zeta_c: float = 0.1
+    """Dirichlet concentration of the classes over a task's holders, ζ_c; lower is more skewed."""
+    zeta_t: float = 0.5
+    """Dirichlet concentration of the tasks over the clients, ζ_t; 0: one task a client."""
+    tasks_per_client: int = 0
+    """Give every client this many tasks, drawn evenly, in place of zeta_t; 0: off."""
+    task_groups: tuple[str, ...] = ()
+    """Give clients these groups of tasks in turn, in place of zeta_t; a group is its tasks joined by +: mnist+dtd10."""
+    min_samples: int = 10
+    """Fewest training samples of a task at one of its holders."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Local training of one task at one site."""
+
+    local_epochs: int = 1
+    """Epochs over a site's data of a task in each round, E."""
+    local_steps: int = 0
+    """Optimiser steps in place of epochs; 0: off."""
+    batch_size: int = 64
+    """Images a step; a batch larger than the data is the whole data."""
+    learning_rate: float = 1e-3
+    """AdamW's learning rate, adapter and head."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient of adapter and head together; 0: off."""
+
+
+@dataclass(frozen=True)
+class MatuConfig:
+    """The method's own constants (the readings of its equations)."""
+
+    agreement_threshold: float = 0.4
+    """ρ of Eq. 3: where agreement reaches it the task mask is 1."""
+    top_k: int = 3
+    """κ: how many similar tasks a task learns from."""
+    similarity_threshold: float = 0.5
+    """ε: similarity (Eq. 5) above which a task counts as similar; 0.5 is chance."""
+    rule: Literal["average", "half_sum", "literal", "off"] = "average"
+    """How Eq. 6 and 7 are read."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and when."""
+
+    evaluate_every: int = 10
+    """Rounds between evaluations on the way; 0: only at the end."""
+    evaluate_images: int = 500
+    """Test images a task on the way (the same ones every time); 0: all. The end always uses all."""
+    reference: bool = False
+    """Also fine-tune every task alone on its pooled data (individual), to normalise by."""
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """How to compute. "auto" and 0 are decided once by measuring, then written down."""
+
+    seed: int = 0
+    """Seed of everything drawn: partition, sampling, batches."""
+    device: str = "cpu"
+    """cpu or cuda (cuda:1 …)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto times a training step in each and takes the faster."""
+    threads: int = 0
+    """Threads a matrix product may use; 0: all cores. Results are equal to the last bit for equal threads."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's numbers."""
+
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    matu: MatuConfig = field(default_factory=MatuConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    def check(self) -> None:
+        """Raise ConfigError, naming every value that cannot work and what would be right."""
+        wrong = [rule for holds, rule in self._rules() if not holds]
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+    def _rules(self) -> list[tuple[bool, str]]:
+        f, t, m, e = self.federation, self.training, self.matu, self.evaluation
+        model, tasks, machine = self.model, self.tasks, self.machine
+        return [
+            (len(tasks.tasks) > 0, "tasks: none named; expected a suite such as demo-8, or task names"),
+            (tasks.max_train >= 0, f"max_train {tasks.max_train}: expected 0 (all) or more"),
+            (tasks.max_test >= 0, f"max_test {tasks.max_test}: expected 0 (all) or more"),
+            (model.rank >= 1, f"rank {model.rank}: expected 1 or more"),
+            (0 < model.alpha < float("inf"), f"alpha {model.alpha}: expected more than 0"),
+            (len(model.targets) > 0, "targets: none named; expected for example query, key, value"),
+            (f.clients >= 1, f"clients {f.clients}: expected 1 or more"),
+            (0 < f.participation <= 1, f"participation {f.participation}: expected more than 0, at most 1"),
+            (f.rounds >= 1, f"rounds {f.rounds}: expected 1 or more"),
+            (0 < f.zeta_c < float("inf"), f"zeta_c {f.zeta_c}: expected more than 0"),
+            (0 <= f.zeta_t < float("inf"), f"zeta_t {f.zeta_t}: expected 0 (one task a client) or more"),
+            (f.tasks_per_client >= 0, f"tasks_per_client {f.tasks_per_client}: expected 0 (off) or more"),
+            (not (f.tasks_per_client and f.task_groups), "tasks_per_client and task_groups: only one of them can hold"),
+            (f.min_samples >= 1, f"min_samples {f.min_samples}: expected 1 or more"),
+            (t.local_epochs >= 1, f"local_epochs {t.local_epochs}: expected 1 or more"),
+            (t.local_steps >= 0, f"local_steps {t.local_steps}: expected 0 (off) or more"),
+            (t.batch_size >= 1, f"batch_size {t.batch_size}: expected 1 or more"),
+            (0 < t.learning_rate < float("inf"), f"learning_rate {t.learning_rate}: expected more than 0"),
+            (0 <= t.weight_decay < float("inf"), f"weight_decay {t.weight_decay}: expected 0 or more"),
+            (0 <= t.gradient_clip < float("inf"), f"gradient_clip {t.gradient_clip}: expected 0 (off) or more"),
+            (0 <= m.agreement_threshold <= 1, f"agreement_threshold {m.agreement_threshold}: expected 0 to 1"),
+            (m.top_k >= 0, f"top_k {m.top_k}: expected 0 or more"),
+            (0 <= m.similarity_threshold <= 1, f"similarity_threshold {m.similarity_threshold}: expected 0 to 1"),
+            (e.evaluate_every >= 0, f"evaluate_every {e.evaluate_every}: expected 0 (only at the end) or more"),
+            (e.evaluate_images >= 0, f"evaluate_images {e.evaluate_images}: expected 0 (all) or more"),
+            (machine.seed >= 0, f"seed {machine.seed}: expected 0 or more"),
+            (machine.threads >= 0, f"threads {machine.threads}: expected 0 (all cores) or more"),
+        ]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of all values: two runs with the same digest do the same."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def read_config(path: Path) -> RunConfig:
+    """A configuration from a TOML file; what it leaves out keeps its default.
+
+    Raises
+    ------
+    ConfigError
+        For a missing or broken file, an unknown section or option, or a value of another type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
+    return _from_table(RunConfig, table, str(path))
+
+
+def write_config(config: RunConfig) -> bytes:
+    """The complete configuration as TOML, every option included."""
+    return tomli_w.dumps(dataclasses.asdict(config)).encode()
+
+
+def _from_table(kind: Any, table: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(table) - set(hints))
+    if unknown:
+        raise ConfigError(f"{where}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(hints)}")
+    values = {}
+    for name, value in table.items():
+        place = f"{where}: {name}"
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{place}: expected a section [{name}], found {value!r}")
+            values[name] = _from_table(hints[name], value, f"{where} [{name}]")
+        else:
+            values[name] = _typed(hints[name], value, place)
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any, place: str) -> Any:
+    """The value as the hinted type; TOML lists become tuples, whole numbers may stand for floats."""
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{place}: expected a list, found {value!r}")
+        return tuple(_typed(typing.get_args(hint)[0], item, place) for item in value)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{place}: {value!r}; expected one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{place}: {value!r}; expected {_WORDS[hint]}")
+    return value
+
+
+_WORDS: types.MappingProxyType[type, str] = types.MappingProxyType(
+    {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+)

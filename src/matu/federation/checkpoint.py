@@ -1,0 +1,97 @@
+"""The state of a run on disk after each round: whole, or the round before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import safetensors
+from safetensors.torch import load as tensors_of_bytes
+from safetensors.torch import save as bytes_of_tensors
+
+from matu.errors import ConfigError, DataError
+from matu.files import finish_before_interrupt, write_atomic
+from matu.methods import State
+
+FORMAT = 1
+
+
+@dataclass
+class Totals:
+    """Sums over the rounds so far."""
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    updates: int = 0
+    failures: int = 0
+    images: int = 0
+    training_s: float = 0.0
+    aggregation_s: float = 0.0
+    evaluation_s: float = 0.0
+
+
+@dataclass
+class Progress:
+    """How far a run has come: everything the next round depends on."""
+
+    round: int
+    state: State
+    totals: Totals = field(default_factory=Totals)
+
+
+def save_checkpoint(folder: Path, progress: Progress, identity: str) -> None:
+    """Write the state, then the pointer to it, then drop older states: a kill between any two loses nothing.
+
+    `identity` tells the run (its configuration, data and backbone) from others.
+    """
+    state = f"state-{progress.round:06d}.safetensors"
+    content = bytes_of_tensors(dict(progress.state))
+    note = {
+        "format": FORMAT,
+        "run": identity,
+        "round": progress.round,
+        "state": state,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "totals": asdict(progress.totals),
+    }
+    with finish_before_interrupt():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / state, content)
+        write_atomic(folder / "checkpoint.json", json.dumps(note, indent=1).encode())
+        for old in folder.glob("state-*.safetensors"):
+            if old.name != state:
+                old.unlink()
+
+
+def load_checkpoint(folder: Path, identity: str) -> Progress | None:
+    """The progress in a folder, or None where no round was finished.
+
+    Raises
+    ------
+    ConfigError
+        If it belongs to another run: another configuration, other data, another backbone.
+    DataError
+        If the state is missing or not the one that was written.
+    """
+    pointer = folder / "checkpoint.json"
+    if not pointer.is_file():
+        return None
+    try:
+        note = json.loads(pointer.read_text())
+        if note["format"] != FORMAT:
+            raise DataError(f"{pointer}: format {note['format']}, this version of matu reads {FORMAT}")
+        if note["run"] != identity:
+            raise ConfigError(
+                f"{pointer}: the checkpoint was made with another configuration (config.toml), other data or another "
+                "backbone; restore what it was made with, or start a new run"
+            )
+        content = (folder / Path(note["state"]).name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != note["sha256"]:
+            raise DataError(f"{folder / note['state']}: not the bytes that were saved; the file is damaged")
+        return Progress(note["round"], tensors_of_bytes(content), Totals(**note["totals"]))
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        if isinstance(error, (ConfigError, DataError)):
+            raise
+        raise DataError(f"{pointer}: the checkpoint cannot be read ({error})") from error

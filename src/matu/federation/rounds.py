@@ -1,0 +1,151 @@
+"""The round loop: sample, send, fold in each reply as it comes, aggregate, evaluate, record, save."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matu.errors import DataError, MatuError
+from matu.federation.checkpoint import Progress
+from matu.federation.transport import Failure, Transport
+from matu.methods import Method, Round, State
+from matu.seeds import stream
+from matu.wire import Message, decode, encode
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What the server knows.
+
+    Attributes
+    ----------
+    method, method_name
+        What is sent and how it is aggregated.
+    clients
+        Tasks by client.
+    transport
+        Carries the messages.
+    fingerprint
+        Of the adapter, which all sites must share.
+    rounds, participation, seed
+        How long, what share of the clients each round, and who.
+    """
+
+    method: Method
+    method_name: str
+    clients: Mapping[str, tuple[str, ...]]
+    transport: Transport
+    fingerprint: str
+    rounds: int
+    participation: float
+    seed: int
+
+    def sample(self, number: int) -> list[str]:
+        """The clients of a round, distinct, in order; at least one."""
+        names = list(self.clients)
+        count = max(1, round(self.participation * len(names)))
+        chosen = stream(self.seed, "clients", number).choice(len(names), count, replace=False)
+        return [names[i] for i in sorted(chosen)]
+
+
+def run_rounds(
+    federation: Federation,
+    progress: Progress,
+    *,
+    evaluate: Callable[[int, State], Mapping[str, Any] | None],
+    record: Callable[[Mapping[str, Any]], None],
+    save: Callable[[Progress], None],
+) -> Progress:
+    """Go on from `progress` to the last round.
+
+    After each round, in this order: `evaluate` gives what to record of the new state (None: nothing),
+    `record` gets one line, `save` the progress. What is recorded and not saved is to be dropped on resume.
+
+    Raises
+    ------
+    MatuError
+        If no client of a round could be heard.
+    """
+    for number in range(progress.round + 1, federation.rounds + 1):
+        progress, line = _one_round(federation, progress, number)
+        began = time.perf_counter()
+        found = evaluate(number, progress.state)
+        progress.totals.evaluation_s += time.perf_counter() - began
+        if found is not None:
+            line |= found
+        record(line)
+        save(progress)
+    return progress
+
+
+def _one_round(federation: Federation, progress: Progress, number: int) -> tuple[Progress, dict[str, Any]]:
+    began = time.perf_counter()
+    method, totals = federation.method, replace(progress.totals)
+    payloads = {site: _downlink(federation, progress.state, number, site) for site in federation.sample(number)}
+    gathering = method.begin_round(progress.state)
+    failures: dict[str, str] = {}
+    losses: list[float] = []
+    uplink, waiting = 0, 0.0
+    replies = iter(federation.transport.exchange(payloads))
+    while True:
+        asked = time.perf_counter()
+        arrived = next(replies, None)
+        waiting += time.perf_counter() - asked
+        if arrived is None:
+            break
+        site, reply = arrived
+        if isinstance(reply, Failure):
+            failures[site] = f"{reply.code}: {reply.reason}"
+            continue
+        uplink += len(reply)
+        try:
+            update = _fold_in(federation, gathering, number, site, reply)
+        except ValueError as error:  # of a message: its sender is left out, the round goes on
+            failures[site] = f"message: {error}"
+            continue
+        losses.append(update.metrics.get("loss", 0.0))
+        totals.images += int(update.metrics.get("images", 0))
+    if not losses:
+        raise MatuError(f"round {number}: no client could be heard: {failures}")
+    state = gathering.finish()
+    downlink = sum(map(len, payloads.values()))
+    totals.uplink_bytes += uplink
+    totals.downlink_bytes += downlink
+    totals.updates += len(losses)
+    totals.failures += len(failures)
+    totals.training_s += waiting
+    totals.aggregation_s += time.perf_counter() - began - waiting
+    line = {
+        "round": number, "clients": list(payloads), "loss": math.fsum(losses) / len(losses),
+        "uplink_bytes": uplink, "downlink_bytes": downlink, "failures": failures,
+        "seconds": round(time.perf_counter() - began, 3),
+    }  # fmt: skip
+    return Progress(number, state, totals), line
+
+
+def _downlink(federation: Federation, state: State, number: int, site: str) -> bytes:
+    tasks = federation.clients[site]
+    message = Message(
+        method=federation.method_name, kind="train", round=number, site=site,
+        fingerprint=federation.fingerprint, tasks=tasks, tensors=federation.method.downlink(state, tasks),
+    )  # fmt: skip
+    return encode(message)
+
+
+def _fold_in(federation: Federation, gathering: Round, number: int, site: str, reply: bytes) -> Message:
+    """Check that the reply is this site's for this round, and add it."""
+    update = decode(reply)
+    expected = {
+        "kind": "update", "method": federation.method_name, "round": number, "site": site,
+        "fingerprint": federation.fingerprint, "tasks": federation.clients[site],
+    }  # fmt: skip
+    for name, value in expected.items():
+        if getattr(update, name) != value:
+            raise DataError(f"{name} {getattr(update, name)!r}, expected {value!r}")
+    if len(update.samples) != len(update.tasks):
+        raise DataError(f"{len(update.samples)} sample counts for {len(update.tasks)} tasks")
+    gathering.add(update.tasks, update.samples, update.tensors)
+    return update

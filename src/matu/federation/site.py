@@ -1,0 +1,90 @@
+"""A site: some tasks with their local data, and the answer to a server's message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from matu.errors import DataError
+from matu.methods import Method
+from matu.seeds import stream
+from matu.tasks import Task
+from matu.training import Trainer, Weights
+from matu.wire import Message, decode, encode
+
+
+@dataclass(frozen=True)
+class Site:
+    """One client of the federation.
+
+    Attributes
+    ----------
+    name
+        How the server knows it.
+    indices
+        By task, which of the task's training images are this site's (int64 [n]).
+    tasks
+        The tasks themselves, by name.
+    trainer
+        Trains; sites in one process share it.
+    method
+        What is trained and sent.
+    method_name
+        As messages carry it.
+    seed
+        Of this run; batches depend on seed, site, task and round alone.
+    """
+
+    name: str
+    indices: Mapping[str, np.ndarray]
+    tasks: Mapping[str, Task]
+    trainer: Trainer
+    method: Method
+    method_name: str
+    seed: int
+
+    def __call__(self, payload: bytes) -> bytes:
+        """Answer a round's message with this site's update.
+
+        Raises
+        ------
+        DataError
+            For a message of another method, adapter or site.
+        """
+        received = decode(payload)
+        self._check(received)
+        losses: list[float] = []
+        images_before = self.trainer.clock.train_images
+        config = self.trainer.config
+
+        def train(task: str, start: Weights) -> Weights:
+            draw = stream(self.seed, "batches", received.round, self.name, task)
+            trained, loss = self.trainer.train(
+                start, self.tasks[task].train, self.indices[task], draw,
+                steps=config.local_steps, epochs=config.local_epochs,
+            )  # fmt: skip
+            losses.append(loss)
+            return trained
+
+        tensors = self.method.local_update(received.tasks, received.tensors, train)
+        samples = tuple(len(self.indices[task]) for task in received.tasks)
+        metrics = {"loss": sum(losses) / len(losses), "images": self.trainer.clock.train_images - images_before}
+        update = Message(
+            method=self.method_name, kind="update", round=received.round, site=self.name,
+            fingerprint=received.fingerprint, tasks=received.tasks, samples=samples, metrics=metrics, tensors=tensors,
+        )  # fmt: skip
+        return encode(update)
+
+    def _check(self, message: Message) -> None:
+        expected = {
+            "kind": "train", "method": self.method_name, "site": self.name,
+            "fingerprint": self.trainer.model.fingerprint, "tasks": tuple(self.indices),
+        }  # fmt: skip
+        for field, value in expected.items():
+            if getattr(message, field) != value:
+                raise DataError(
+                    f"site '{self.name}': the server's message has {field} {getattr(message, field)!r}, "
+                    f"here it is {value!r}"
+                )

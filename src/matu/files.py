@@ -1,0 +1,86 @@
+"""Files that are either whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from matu.errors import MatuError
+
+
+class DiskFullError(MatuError):
+    """No room left for a file; what was saved before is untouched."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a kill at any moment leaves the old one or the new one, never a part.
+
+    Raises
+    ------
+    DiskFullError
+        If the disk or the quota is full.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(
+                f"{path}: no room for {len(content) / 1e6:.1f} MB; what was saved before is whole: "
+                "free some room, then resume"
+            ) from error
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and wait until it is on the disk."""
+    try:
+        with open(path, "ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(f"{path}: no room for another line; free some room, then resume") from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def finish_before_interrupt() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block is done, so that a save is never cut in the middle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if caught:
+        raise KeyboardInterrupt

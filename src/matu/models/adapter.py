@@ -1,0 +1,148 @@
+"""LoRA adapters through PEFT, held as one flat vector: the parameters that all sites train."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from matu.errors import ConfigError
+from matu.models.backbone import Backbone
+from matu.vectors import Layout
+
+# The words of the papers, and what the attention projections are called in one library or another.
+_SYNONYMS = {
+    "query": ("query", "q_proj", "q_lin", "q"),
+    "key": ("key", "k_proj", "k_lin", "k"),
+    "value": ("value", "v_proj", "v_lin", "v"),
+}
+
+
+class AdaptedModel:
+    """A frozen backbone with one LoRA adapter whose parameters and gradients are views of flat vectors.
+
+    The start, A drawn from `adapter_seed` and B = 0, is the same at every site: a task vector is
+    parameters minus start (method: θ_p, τ).
+
+    Parameters
+    ----------
+    backbone
+        The frozen encoder; it is changed in place (adapters go into it).
+    rank, alpha
+        Of LoRA; the update is (alpha / rank) · B · A.
+    targets
+        Layers that get an adapter: "query", "key", "value", or the backbone's own layer names.
+    adapter_seed
+        Of A's draw.
+    device
+        Where to compute.
+    low_precision
+        Frozen matrices in bfloat16, computation under bfloat16 autocast; the adapter stays float32.
+
+    Raises
+    ------
+    ConfigError
+        If the backbone has no such layer; the message lists those it has.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        adapter_seed: int,
+        device: torch.device,
+        low_precision: bool,
+    ) -> None:
+        self.backbone, self.device, self.low_precision = backbone, device, low_precision
+        names = _target_layers(backbone, targets)
+        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+        self.model: nn.Module = get_peft_model(backbone.module, lora)  # type: ignore[arg-type]
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.layout = Layout.of(trained)
+        self.fingerprint = self.layout.fingerprint(
+            backbone=backbone.digest, rank=rank, alpha=float(alpha), adapter_seed=adapter_seed
+        )
+        start = self.layout.flatten(_draw_start(trained, self.layout.names, adapter_seed))
+        self.model.to(device)
+        if low_precision:
+            _freeze_in_bfloat16(self.model)
+        self.start = start.to(device)
+        self.parameters = nn.Parameter(self.start.clone())
+        self.parameters.grad = torch.zeros_like(self.parameters)
+        self._tie(trained)
+        self._mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1) * 255
+        self._std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1) * 255
+
+    def _tie(self, trained: dict[str, nn.Parameter]) -> None:
+        """Make every LoRA matrix, and its gradient, a view of the flat vector: nothing is copied per step."""
+        assert self.parameters.grad is not None
+        values = self.layout.unflatten(self.parameters.data)
+        gradients = self.layout.unflatten(self.parameters.grad)
+        for name, parameter in trained.items():
+            parameter.data, parameter.grad = values[name], gradients[name]
+
+    @property
+    def dim(self) -> int:
+        """Number of LoRA parameters, d."""
+        return self.layout.dim
+
+    def load(self, task_vector: Tensor) -> None:
+        """Set the parameters to start + task vector (float [d])."""
+        with torch.no_grad():
+            torch.add(self.start, task_vector.to(self.start), out=self.parameters.data)
+
+    def task_vector(self) -> Tensor:
+        """Parameters minus start, float32 [d], on the CPU."""
+        return (self.parameters.detach() - self.start).cpu()
+
+    def features(self, images: Tensor) -> Tensor:
+        """Image features: uint8 [n, size, size, 3] -> [n, features]."""
+        pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        pixels = pixels.sub_(self._mean).div_(self._std)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+            return self.backbone.encode(pixels, self.model)
+
+
+def _target_layers(backbone: Backbone, targets: Sequence[str]) -> list[str]:
+    """The full names of the layers to adapt, each target found under one of its names."""
+    linear = [name for name, module in backbone.module.named_modules() if isinstance(module, nn.Linear)]
+    found: list[str] = []
+    for target in targets:
+        endings = _SYNONYMS.get(target, (target,))
+        hits = [name for name in linear if name.rpartition(".")[2] in endings]
+        if not hits:
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"targets: backbone '{backbone.name}' has no layer '{target}'; its linear layers are {', '.join(known)}"
+            )
+        found += hits
+    return found
+
+
+def _draw_start(trained: dict[str, nn.Parameter], order: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """A uniform in ±1/√fan_in (the usual draw of LoRA), B = 0; in the layout's order, on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    start = {}
+    for name in order:
+        shape = trained[name].shape
+        if ".lora_A." in name:
+            bound = 1 / math.sqrt(shape[1])
+            start[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        else:
+            start[name] = torch.zeros(shape)
+    return start
+
+
+def _freeze_in_bfloat16(model: nn.Module) -> None:
+    """Autocast would convert every frozen matrix anew in every step; converted once, it has nothing to do."""
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not any(p.requires_grad for p in module.parameters()):
+            module.to(torch.bfloat16)

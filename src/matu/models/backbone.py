@@ -1,0 +1,171 @@
+"""Frozen image backbones: from the Hugging Face hub, from a folder, or the bundled `vit-mini`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from matu.errors import ConfigError, DataError
+
+BUNDLED = ("vit-mini",)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen image encoder and what must be known to feed it.
+
+    Attributes
+    ----------
+    module
+        The Hugging Face model, in evaluation mode, no parameter trainable.
+    name
+        The hub id or the folder's last part; never a path.
+    digest
+        SHA-256 (hex) over the names, shapes and values of all its weights.
+    image_size
+        Side of the square input, in pixels.
+    features
+        Width of the image feature that a head reads.
+    mean, std
+        Per channel, of pixel values scaled to [0, 1].
+    """
+
+    module: nn.Module
+    name: str
+    digest: str
+    image_size: int
+    features: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def encode(self, pixels: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Image features: float [n, 3, size, size], normalised -> [n, features].
+
+        `model` is the backbone with adapters around it; the bare one by default.
+        """
+        output = (model or self.module)(pixel_values=pixels)
+        pooled = getattr(output, "pooler_output", None)
+        return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+
+def load_backbone(name: str, *, image_size: int, models_root: Path | None = None) -> Backbone:
+    """Load a backbone by bundled name, folder (also under `models_root`), or hub id.
+
+    Position embeddings are interpolated once where `image_size` differs from the checkpoint's
+    (bicubic, as the Transformers library does it), so no step pays for it.
+
+    Raises
+    ------
+    ConfigError
+        If nothing answers to `name`, or no patch divides `image_size`.
+    DataError
+        If its files cannot be read as a model.
+    """
+    source = _locate(name, models_root)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(source)
+        _check_image_size(name, config, image_size)
+        extra = {"add_pooling_layer": False} if _has_untrained_pooler(config) else {}
+        module = AutoModel.from_pretrained(source, attn_implementation="eager", use_safetensors=True, **extra)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"backbone '{name}': cannot be loaded ({_first_line(error)}); expected '{BUNDLED[0]}', a Hugging Face "
+            "hub id, or a folder (also under MATU_MODELS) with config.json and model.safetensors"
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    module = module.float().eval().requires_grad_(False)
+    digest = _digest(module)
+    _interpolate_positions(module, image_size)
+    mean, std = _normalisation(source)
+    return Backbone(module, Path(name).name if Path(source).exists() else name, digest, image_size,
+                    _feature_width(config), mean, std)  # fmt: skip
+
+
+def _locate(name: str, models_root: Path | None) -> str:
+    """A folder if one answers to the name, else the name itself: a hub id."""
+    if name in BUNDLED:
+        return str(resources.files("matu.models").joinpath(name.replace("-", "_")))
+    candidates = [Path(name), *([models_root / name] if models_root else [])]
+    for folder in candidates:
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if any(folder.is_dir() for folder in candidates):
+        raise ConfigError(f"backbone '{name}': the folder holds no config.json; expected a Hugging Face model folder")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigError(
+            f"backbone '{name}': no such bundled model, folder or hub id; expected 'vit-mini', a folder with "
+            "config.json (also under MATU_MODELS or --models-root), or a hub id such as 'google/vit-base-patch16-224'"
+        )
+    return name
+
+
+def _has_untrained_pooler(config: Any) -> bool:
+    """ViT-like models carry a pooler that image checkpoints do not train: they are read at the class token."""
+    from transformers import MODEL_MAPPING
+
+    initialiser = MODEL_MAPPING[type(config)].__init__
+    return "add_pooling_layer" in initialiser.__code__.co_varnames and hasattr(config, "patch_size")
+
+
+def _check_image_size(name: str, config: Any, image_size: int) -> None:
+    patch = getattr(config, "patch_size", None)
+    if image_size < 1 or (isinstance(patch, int) and image_size % patch):
+        raise ConfigError(
+            f"image_size {image_size} does not fit backbone '{name}': no whole number of its {patch} px patches; "
+            f"right would be {max(1, round(image_size / (patch or 1))) * (patch or 1)}"
+        )
+
+
+def _interpolate_positions(module: nn.Module, image_size: int) -> None:
+    embeddings: Any = getattr(module, "embeddings", None)
+    positions = getattr(embeddings, "position_embeddings", None)
+    if not isinstance(positions, nn.Parameter) or not hasattr(embeddings, "interpolate_pos_encoding"):
+        return
+    patch = module.config.patch_size  # type: ignore[union-attr]
+    tokens = (image_size // patch) ** 2 + 1
+    like = positions.new_zeros(1, tokens, positions.shape[-1])
+    fitted = embeddings.interpolate_pos_encoding(like, image_size, image_size)
+    embeddings.position_embeddings = nn.Parameter(fitted.detach().clone(), requires_grad=False)
+    embeddings.image_size = embeddings.patch_embeddings.image_size = (image_size, image_size)
+
+
+def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return _IMAGENET_MEAN, _IMAGENET_STD
+    stated = json.loads(Path(path).read_text())
+    return tuple(stated.get("image_mean", _IMAGENET_MEAN)), tuple(stated.get("image_std", _IMAGENET_STD))
+
+
+def _feature_width(config: Any) -> int:
+    sizes = getattr(config, "hidden_sizes", None)
+    return int(sizes[-1] if sizes else config.hidden_size)
+
+
+def _digest(module: nn.Module) -> str:
+    hasher = hashlib.sha256()
+    for name, values in sorted(module.state_dict().items()):
+        hasher.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+        hasher.update(values.contiguous().view(torch.uint8).numpy() if values.ndim else str(values).encode())
+    return hasher.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

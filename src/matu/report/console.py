@@ -1,0 +1,127 @@
+"""What a person sees: progress on stderr, the final table on stdout."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+
+class Display:
+    """Progress: a live line on a terminal, plain lines elsewhere.
+
+    Parameters
+    ----------
+    quiet
+        Say nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._live: Progress | None = None
+        self._accuracy = ""
+        self._began, self._first = 0.0, 0
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def start_rounds(self, done: int, total: int) -> None:
+        """The rounds begin, `done` of them before."""
+        self._began, self._first = time.monotonic(), done
+        if self.console.is_terminal and not self.console.quiet:
+            self._live = Progress(
+                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"), console=self.console,
+            )  # fmt: skip
+            self._live.start()
+            self._live.add_task("rounds", total=total, completed=done, facts="")
+
+    def round(self, line: Mapping[str, Any], total: int, images_per_second: float) -> None:
+        """A round is done."""
+        number = line["round"]
+        if "mean_accuracy" in line:
+            self._accuracy = f"accuracy {100 * line['mean_accuracy']['delivered']:.1f} % (round {number})"
+        spent = time.monotonic() - self._began
+        left = spent / (number - self._first) * (total - number)
+        facts = f"loss {line['loss']:.3f}  {self._accuracy}  {images_per_second:.0f} images/s  {_span(left)} left"
+        if self._live:
+            self._live.update(self._live.task_ids[0], completed=number, facts=facts)
+        else:
+            self.say(f"round {number}/{total}  {facts}")
+        for site, reason in line["failures"].items():
+            self.say(f"  {site} left out of round {number}: {reason}")
+
+    def end_rounds(self) -> None:
+        """The rounds are over, or were stopped."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def print_result(result: Mapping[str, Any], out: Path) -> None:
+    """The final table, what it cost, and where everything lies."""
+    console = Console(highlight=False)
+    table = Table(title=_title(result), title_justify="left", title_style="bold")
+    table.add_column("task")
+    shown = ["individual", "server", "delivered", "artifact"]
+    if result["mean_accuracy"]["individual"] is None:
+        shown.remove("individual")
+    for name in ("classes", "chance", *shown):
+        table.add_column(name, justify="right")
+    for task, about in result["tasks"].items():
+        row = [_percent(result["accuracy"][task][kind]) for kind in shown]
+        table.add_row(task, str(about["classes"]), _percent(about["chance"]), *row)
+    table.add_section()
+    chances = [about["chance"] for about in result["tasks"].values()]
+    means = [_percent(result["mean_accuracy"][kind]) for kind in shown]
+    table.add_row("mean", "", _percent(sum(chances) / len(chances)), *means, style="bold")
+    console.print(table)
+    for line in _footer(result):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"run folder: {out}", markup=False, soft_wrap=True)
+    console.print("  result.json  metrics.jsonl  config.toml  artifact/  checkpoint/", markup=False)
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    return (
+        f"{result['method']}: {len(result['tasks'])} tasks, {len(result['clients'])} clients, "
+        f"{result['rounds']} rounds; test accuracy in %"
+    )
+
+
+def _footer(result: Mapping[str, Any]) -> list[str]:
+    sent, seconds, lines = result["bytes"], result["seconds"], []
+    if result["normalised"]["mean_of_ratios"] is not None:
+        lines.append(
+            f"delivered / individual: {_percent(result['normalised']['mean_of_ratios'])} % (mean of ratios), "
+            f"{_percent(result['normalised']['ratio_of_means'])} % (ratio of means)"
+        )
+    worst = result["worst_client"]
+    lines.append(f"worst client: {worst['client']} ({', '.join(worst['tasks'])}) {_percent(worst['accuracy'])} %")
+    lines.append(
+        f"per client and round: {sent['uplink_per_client_round'] / 1e6:.2f} MB up, "
+        f"{sent['downlink_per_client_round'] / 1e6:.2f} MB down; paper's count {result['paper_mbits']:.2f} Mbit"
+    )
+    rate = result["images_per_second"]
+    lines.append(
+        f"time: {seconds['total']:.0f} s, of it training {seconds['training']:.0f}, evaluation "
+        f"{seconds['evaluation']:.0f}, aggregation {seconds['aggregation']:.0f}"
+        + (f"; {rate:.0f} training images/s" if rate else "")
+    )
+    if result["failures"]:
+        lines.append(f"failures: {result['failures']} client rounds were left out; metrics.jsonl says why")
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"

@@ -1,0 +1,106 @@
+"""`result.json`: what a run found, in one flat, stable form."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from matu.config import RunConfig
+from matu.federation.checkpoint import Progress
+from matu.federation.evaluation import Evaluation
+from matu.methods import Method
+from matu.methods.individual import Individual
+from matu.tasks import Task
+
+_KINDS = ("delivered", "server", "artifact", "individual")
+
+
+def build_result(
+    config: RunConfig,
+    tasks: Mapping[str, Task],
+    clients: Mapping[str, tuple[str, ...]],
+    method: Method,
+    progress: Progress,
+    evaluation: Evaluation,
+    reference: Mapping[str, Individual] | None,
+    backbone: Mapping[str, str],
+) -> dict[str, Any]:
+    """Everything a reader of a finished run may ask; what was not computed is None; no path of this machine."""
+    accuracy = {
+        task: {
+            "delivered": evaluation.delivered[task],
+            "server": evaluation.server[task],
+            "artifact": evaluation.artifact.get(task),
+            "individual": reference[task].accuracy if reference else None,
+        }
+        for task in tasks
+    }
+    worst = min(evaluation.clients, key=lambda name: (evaluation.clients[name], name))
+    totals, f = progress.totals, config.federation
+    sent = totals.updates + totals.failures
+    return {
+        "method": f.method,
+        "seed": config.machine.seed,
+        "tasks": {name: _task(task) for name, task in tasks.items()},
+        "backbone": dict(backbone),
+        "rounds": progress.round,
+        "accuracy": accuracy,
+        "mean_accuracy": {kind: _mean([a[kind] for a in accuracy.values()]) for kind in _KINDS},
+        "normalised": _normalised(accuracy) if reference else {"mean_of_ratios": None, "ratio_of_means": None},
+        "worst_client": {
+            "client": worst, "tasks": list(clients[worst]), "accuracy": evaluation.clients[worst],
+        },
+        "individual": {t: dataclasses.asdict(i) for t, i in reference.items()} if reference else None,
+        "clients": {name: list(held) for name, held in clients.items()},
+        "failures": totals.failures,
+        "bytes": {
+            "uplink_total": totals.uplink_bytes,
+            "downlink_total": totals.downlink_bytes,
+            "uplink_per_client_round": totals.uplink_bytes / max(totals.updates, 1),
+            "downlink_per_client_round": totals.downlink_bytes / max(sent, 1),
+        },
+        "paper_mbits": f.participation * _mean([method.paper_bits(held) for held in clients.values()]) / 1e6,
+        "seconds": {
+            "total": totals.training_s + totals.aggregation_s + totals.evaluation_s,
+            "training": totals.training_s,
+            "aggregation": totals.aggregation_s,
+            "evaluation": totals.evaluation_s,
+        },
+        "images_per_second": totals.images / totals.training_s if totals.training_s else None,
+        "config": _config(config, tasks),
+        "versions": {name: version(name) for name in ("matu", "torch", "transformers", "peft", "datasets", "numpy")}
+        | {"python": platform.python_version()},
+    }  # fmt: skip
+
+
+def _task(task: Task) -> dict[str, Any]:
+    return {
+        "classes": len(task.classes), "train": len(task.train.labels), "test": len(task.test.labels),
+        "chance": 1 / len(task.classes), "source": task.source, "sha256": task.digest, "skipped": task.skipped,
+    }  # fmt: skip
+
+
+def _config(config: RunConfig, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """The configuration, with sources and names where the run's own may be paths."""
+    table = dataclasses.asdict(config)
+    table["tasks"]["tasks"] = [task.source for task in tasks.values()]
+    table["model"]["backbone"] = config.model.backbone.rstrip("/").rpartition("/")[2]
+    return table
+
+
+def _normalised(accuracy: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+    delivered = [a["delivered"] for a in accuracy.values()]
+    alone = [a["individual"] for a in accuracy.values()]
+    if min(alone) <= 0:
+        return {"mean_of_ratios": None, "ratio_of_means": None}
+    return {
+        "mean_of_ratios": _mean([d / i for d, i in zip(delivered, alone, strict=True)]),
+        "ratio_of_means": sum(delivered) / sum(alone),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> Any:
+    return None if any(v is None for v in values) else sum(values) / len(values)  # type: ignore[arg-type]

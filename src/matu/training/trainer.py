@@ -1,0 +1,193 @@
+"""Local training and evaluation of one task at a time, on one model that is updated in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from matu.config import TrainingConfig
+from matu.errors import MatuError
+from matu.models import AdaptedModel
+from matu.tasks import Split
+
+
+class TrainingError(MatuError):
+    """Training left the finite numbers."""
+
+
+class Weights(NamedTuple):
+    """What makes the frozen backbone solve one task.
+
+    Attributes
+    ----------
+    vector
+        Task vector, float32 [d]: adapter parameters minus their start.
+    head
+        Linear head, float32 [classes, features + 1]: weights, and the bias as the last column.
+    """
+
+    vector: Tensor
+    head: Tensor
+
+
+@dataclass
+class Clock:
+    """What training and evaluation cost so far."""
+
+    train_images: int = 0
+    train_s: float = 0.0
+    evaluate_images: int = 0
+    evaluate_s: float = 0.0
+
+
+@dataclass
+class Trainer:
+    """One adapted model and how to train it.
+
+    Parameters
+    ----------
+    model
+        The adapted model; its parameters are overwritten by every call.
+    config
+        Steps, rate, clipping.
+    """
+
+    model: AdaptedModel
+    config: TrainingConfig
+    clock: Clock = field(default_factory=Clock)
+
+    def train(
+        self,
+        weights: Weights,
+        split: Split,
+        indices: np.ndarray,
+        draw: np.random.Generator,
+        *,
+        steps: int = 0,
+        epochs: int = 1,
+    ) -> tuple[Weights, float]:
+        """Fine-tune adapter and head from `weights` with a fresh AdamW.
+
+        Parameters
+        ----------
+        weights
+            Where to start.
+        split, indices
+            The images, and which of them (int64 [n]).
+        draw
+            Decides the batches.
+        steps, epochs
+            How long; steps go first where both are given.
+
+        Returns
+        -------
+        tuple
+            The trained weights, and the mean loss a step.
+
+        Raises
+        ------
+        TrainingError
+            If the loss is not finite.
+        """
+        fit = Fit(self, weights)
+        for batch in batches(indices, self.config.batch_size, draw, steps=steps, epochs=epochs):
+            fit.step(split, batch)
+        return fit.weights(), fit.mean_loss()
+
+    def predict(self, weights: Weights, images: np.ndarray) -> Tensor:
+        """Logits, float32 [n, classes], of uint8 images [n, size, size, 3]."""
+        self.model.load(weights.vector)
+        return self.predict_as_is(weights.head, images)
+
+    @torch.inference_mode()
+    def predict_as_is(self, head: Tensor, images: np.ndarray, *, batch_size: int = 250) -> Tensor:
+        """As `predict`, with the adapter as it stands."""
+        began = time.perf_counter()
+        head = head.to(self.model.device)
+        parts = []
+        for first in range(0, len(images), batch_size):
+            chunk = torch.from_numpy(np.array(images[first : first + batch_size]))  # a copy: the cache is read-only
+            parts.append(logits(self.model.features(chunk).float(), head).cpu())
+        self.clock.evaluate_images += len(images)
+        self.clock.evaluate_s += time.perf_counter() - began
+        return torch.cat(parts)
+
+    def accuracy(self, weights: Weights, split: Split, indices: np.ndarray | None = None) -> float:
+        """Share of a split's images (or those at `indices`) that get their label."""
+        self.model.load(weights.vector)
+        return self.accuracy_as_is(weights.head, split, indices)
+
+    def accuracy_as_is(self, head: Tensor, split: Split, indices: np.ndarray | None = None) -> float:
+        """As `accuracy`, with the adapter as it stands."""
+        images, labels = split.images, split.labels
+        if indices is not None:
+            images, labels = images[indices], labels[indices]
+        predicted = self.predict_as_is(head, images).argmax(dim=1)
+        return float((predicted == torch.from_numpy(np.array(labels))).double().mean())
+
+
+class Fit:
+    """One fine-tuning under way: adapter, head, and a fresh AdamW over both."""
+
+    def __init__(self, trainer: Trainer, start: Weights) -> None:
+        self.trainer, self.model = trainer, trainer.model
+        self.model.load(start.vector)
+        self.head = nn.Parameter(start.head.to(self.model.device, copy=True))
+        c = trainer.config
+        self.trained = [self.model.parameters, self.head]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=c.learning_rate, weight_decay=c.weight_decay)
+        self._losses, self._steps = torch.zeros((), device=self.model.device), 0
+
+    def step(self, split: Split, batch: np.ndarray) -> None:
+        """One step on the images at `batch`."""
+        began = time.perf_counter()
+        features = self.model.features(torch.from_numpy(split.images[batch])).float()
+        labels = torch.from_numpy(split.labels[batch]).to(self.model.device)
+        loss = nn.functional.cross_entropy(logits(features, self.head), labels)
+        self.model.parameters.grad.zero_()  # type: ignore[union-attr]  # the LoRA matrices' gradients are views of it
+        self.head.grad = None
+        loss.backward()
+        if self.trainer.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.trained, self.trainer.config.gradient_clip)
+        self.optimiser.step()
+        self._losses += loss.detach()
+        self._steps += 1
+        self.trainer.clock.train_images += len(batch)
+        self.trainer.clock.train_s += time.perf_counter() - began
+
+    def mean_loss(self) -> float:
+        """Mean loss a step so far; TrainingError if it is not finite."""
+        loss = float(self._losses) / max(self._steps, 1)
+        if not np.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} after {self._steps} steps; a smaller learning_rate may be right")
+        return loss
+
+    def weights(self) -> Weights:
+        """What is trained so far, on the CPU."""
+        return Weights(self.model.task_vector(), self.head.detach().cpu().clone())
+
+
+def logits(features: Tensor, head: Tensor) -> Tensor:
+    """float [n, features], [classes, features + 1] -> [n, classes]."""
+    return torch.addmm(head[:, -1], features, head[:, :-1].T)
+
+
+def batches(
+    indices: np.ndarray, size: int, draw: np.random.Generator, *, steps: int, epochs: int
+) -> Iterator[np.ndarray]:
+    """Shuffled batches: whole epochs, or exactly `steps` batches over as many epochs as it takes."""
+    size = min(size, len(indices))
+    left = steps if steps else epochs * -(-len(indices) // size)
+    while left:
+        order = draw.permutation(indices)
+        for first in range(0, len(order), size):
+            if not left:
+                return
+            left -= 1
+            yield np.sort(order[first : first + size])

@@ -1,0 +1,20 @@
+"""The mathematics of matu: tensors in, tensors out; no model, file, network or setting."""
+
+from matu.vectors.accumulate import MeanAccumulator, RoundAccumulator, RoundMeans
+from matu.vectors.exact_sum import ExactSum
+from matu.vectors.layout import Layout
+from matu.vectors.transfer import RULES, similarity, transfer
+from matu.vectors.unify import Unified, unify
+
+__all__ = [
+    "RULES",
+    "ExactSum",
+    "Layout",
+    "MeanAccumulator",
+    "RoundAccumulator",
+    "RoundMeans",
+    "Unified",
+    "similarity",
+    "transfer",
+    "unify",
+]
