@@ -95,25 +95,31 @@ class Options:
     """Stop each epoch after so many steps (0: never); for timing and tests."""
 
 
-def decode_split(parquet: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images (uint8 [n, 3, 32, 32], memory-mapped) and labels (int64 [n]) of one parquet file.
+def decode_parquet(parquet: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images (uint8 [n, 3, 32, 32]) and labels (int64 [n]) of one parquet file.
 
     Raises
     ------
     ValueError
         If an image has another size than 32 x 32.
     """
+    table = pq.read_table(parquet)
+    images = np.empty((len(table), 3, IMAGE_PX, IMAGE_PX), np.uint8)
+    for row, cell in enumerate(table["image"].to_pylist()):
+        image = Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
+        if image.size != (IMAGE_PX, IMAGE_PX):
+            raise ValueError(f"{parquet}, row {row}: image of {image.width} x {image.height}, wanted 32 x 32")
+        images[row] = np.asarray(image).transpose(2, 0, 1)
+    return images, table["label"].to_numpy().astype(np.int64)
+
+
+def load_split(parquet: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `decode_parquet` does, decoded once and then memory-mapped from the cache."""
     images_file, labels_file = cache.with_suffix(".images.npy"), cache.with_suffix(".labels.npy")
     if not labels_file.exists():
-        table = pq.read_table(parquet)
-        images = np.empty((len(table), 3, IMAGE_PX, IMAGE_PX), np.uint8)
-        for row, cell in enumerate(table["image"].to_pylist()):
-            pixels = np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB"))
-            if pixels.shape != (IMAGE_PX, IMAGE_PX, 3):
-                raise ValueError(f"{parquet}, row {row}: image of shape {pixels.shape}, wanted 32 x 32 RGB")
-            images[row] = pixels.transpose(2, 0, 1)
+        images, labels = decode_parquet(parquet)
         np.save(images_file, images)
-        np.save(labels_file, table["label"].to_numpy().astype(np.int64))
+        np.save(labels_file, labels)
     return np.load(images_file, mmap_mode="r", allow_pickle=False), np.load(labels_file, allow_pickle=False)
 
 
@@ -266,6 +272,7 @@ def export(model: ViTForImageClassification, out: Path) -> None:
     weights = {name: value.half().cpu().contiguous() for name, value in model.state_dict().items()}
     unfinished = out / "model.safetensors.partial"
     save_file(weights, unfinished, metadata={"format": "pt"})
+    unfinished.chmod(0o644)
     os.replace(unfinished, out / "model.safetensors")
     model.config.architectures = ["ViTForImageClassification"]
     model.config.dtype = "float32"
@@ -363,7 +370,7 @@ def main(options: Options) -> None:
         with (options.work / "log.txt").open("a") as file:
             file.write(stamped + "\n")
 
-    data: Arrays = {s: decode_split(options.data / f"{s}.parquet", options.work / s) for s in ("train", "test")}
+    data: Arrays = {s: load_split(options.data / f"{s}.parquet", options.work / s) for s in ("train", "test")}
     model = build_model(options, int(data["train"][1].max()) + 1)
     optimizers = build_optimizers(model, options)
     checkpoint = options.work / "checkpoint.safetensors"

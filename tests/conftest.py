@@ -1,9 +1,33 @@
-"""Profiles of the property tests: `ci` is quick and repeatable, `long` draws 1,300 new cases for each."""
+"""The small world of the tests, and the profiles of the property tests.
+
+`ci` is quick and repeatable, `long` draws 1,300 new cases for each property.
+"""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, database=None)
 settings.register_profile("long", max_examples=1300, deadline=None, database=None, print_blob=True)
 settings.load_profile(os.environ.get("MATU_HYPOTHESIS", "ci"))
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random ViT of a few thousand parameters."""
+    from world import save_tiny_vit
+
+    return save_tiny_vit(tmp_path_factory.mktemp("models") / "tiny-vit")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tasks as image folders: left, middle (3 classes each) and right (4 classes)."""
+    from world import save_image_folder, tiny_task
+
+    root = tmp_path_factory.mktemp("data")
+    for seed, (name, classes) in enumerate({"left": 3, "middle": 3, "right": 4}.items()):
+        save_image_folder(root / name, tiny_task(name, classes=classes, seed=seed))
+    return root

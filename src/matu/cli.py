@@ -154,7 +154,8 @@ def _tasks(arguments: list[str]) -> int:
     parsed: TasksArguments = _parse(TasksArguments, arguments[len(named) :], TasksArguments(settings), "tasks")
     _quiet_libraries()
     from matu.report.tasks import print_tasks, tasks_as_json
-    from matu.tasks import contact_sheet, load_tasks
+    from matu.tasks import load_tasks
+    from matu.tasks.contact_sheet import contact_sheet
 
     s, roots = parsed.settings, _roots(parsed.folders)
     tasks = load_tasks(

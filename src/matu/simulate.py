@@ -21,7 +21,8 @@ from matu.files import append_line, finish_before_interrupt, write_atomic
 from matu.methods import METHODS, Method, Problem, State
 from matu.methods.individual import Individual, budget_steps, individual
 from matu.report import Display, build_result
-from matu.tasks import Task, load_tasks, partition
+from matu.tasks import Task, load_tasks
+from matu.tasks.partition import partition
 from matu.training import Trainer, build_trainer, decide, prepare_machine
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
+from matu.errors import DataError
 from matu.tasks import Task, load_tasks
 
 
@@ -81,3 +83,10 @@ def load(tmp_path: Path, *references: str, **settings: object) -> list[Task]:
     """load_tasks at 8 px, with its cache and the data root in tmp_path."""
     given = {"image_size": 8, "data_root": tmp_path, "cache_dir": tmp_path / "cache", **settings}
     return load_tasks(references, **given)  # type: ignore[arg-type]
+
+
+def problem(tmp_path: Path, *references: str, **settings: object) -> str:
+    """What load says is wrong."""
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, *references, **settings)
+    return str(raised.value)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matu.errors import ConfigError, DataError
@@ -55,7 +55,6 @@ def problems(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(max_examples=80, deadline=None)
 @given(problems())
 def test_laws_of_every_partition(problem: dict) -> None:
     shares = partition(**problem)

@@ -128,7 +128,6 @@ def _to_plateau(trainer: Trainer, task: Task, start: Weights, draw: np.random.Ge
     for epoch in range(1, MOST_EPOCHS + 1):
         for batch in batches(rest, trainer.config.batch_size, draw, steps=0, epochs=1):
             fit.step(task.train, batch)
-        fit.mean_loss()
         accuracy = trainer.accuracy_as_is(fit.head, task.train, held_out)
         if accuracy > best_accuracy:
             best, best_accuracy, best_epoch = fit.weights(), accuracy, epoch

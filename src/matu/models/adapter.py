@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from matu.errors import ConfigError
@@ -62,7 +62,7 @@ class AdaptedModel:
         self.backbone, self.device, self.low_precision = backbone, device, low_precision
         names = _target_layers(backbone, targets)
         lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
-        self.model: nn.Module = get_peft_model(backbone.module, lora)  # type: ignore[arg-type]
+        self.model: nn.Module = inject_adapter_in_model(lora, backbone.module)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.layout = Layout.of(trained)
         self.fingerprint = self.layout.fingerprint(

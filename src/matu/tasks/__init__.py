@@ -2,8 +2,7 @@
 
 from matu.tasks.cache import default_cache_dir
 from matu.tasks.loading import load_tasks
-from matu.tasks.partition import partition
 from matu.tasks.suites import SUITES, resolve
 from matu.tasks.task import Split, Task
 
-__all__ = ["SUITES", "Split", "Task", "default_cache_dir", "load_tasks", "partition", "resolve"]
+__all__ = ["SUITES", "Split", "Task", "default_cache_dir", "load_tasks", "resolve"]

@@ -57,11 +57,11 @@ def class_names(name: str, features: list[Any], listed: list[str] | None) -> lis
     given += [listed] if listed else []
     for other in given[1:]:
         if other != given[0]:
-            first = next((i for i, (a, b) in enumerate(zip(given[0], other, strict=False)) if a != b), None)
-            where = "in number" if first is None else f"first {given[0][first]!r} and {other[first]!r}"
+            pairs = zip(given[0], other, strict=False)
+            first = next((f"{a!r} and {b!r}" for a, b in pairs if a != b), "one is longer")
             raise DataError(
-                f"task {name!r}: train.parquet, test.parquet and info.json must list the same classes; "
-                f"{len(given[0])} and {len(other)} found that differ, {where}"
+                f"task {name!r}: the splits and info.json must list the same classes in the same order, "
+                f"but lists of {len(given[0])} and {len(other)} differ: {first}"
             )
     return list(given[0]) if given else None
 
@@ -95,6 +95,9 @@ def _numbered(
     numbers = classes is not None and all(isinstance(v, int) for column in values.values() for v in column)
     if classes is not None and numbers:
         return {split: np.array(column, np.int64) for split, column in values.items()}, classes
+    kinds = {type(v).__name__ for column in values.values() for v in column}
+    if len(kinds) > 1:
+        raise DataError(f"task {name!r}: labels of several kinds ({', '.join(sorted(kinds))}); one is needed")
     known = classes if classes is not None else sorted({v for column in values.values() for v in column})
     number = {value: i for i, value in enumerate(known)}
     labels = {}

@@ -162,15 +162,18 @@ class Fit:
         self.trainer.clock.train_s += time.perf_counter() - began
 
     def mean_loss(self) -> float:
-        """Mean loss a step so far; TrainingError if it is not finite."""
-        loss = float(self._losses) / max(self._steps, 1)
-        if not np.isfinite(loss):
-            raise TrainingError(f"the loss is {loss} after {self._steps} steps; a smaller learning_rate may be right")
-        return loss
+        """Mean loss a step so far."""
+        return float(self._losses) / max(self._steps, 1)
 
     def weights(self) -> Weights:
-        """What is trained so far, on the CPU."""
-        return Weights(self.model.task_vector(), self.head.detach().cpu().clone())
+        """What is trained so far, on the CPU; TrainingError if it left the finite numbers."""
+        trained = Weights(self.model.task_vector(), self.head.detach().cpu().clone())
+        if not all(bool(torch.isfinite(part).all()) for part in (*trained, self._losses)):
+            raise TrainingError(
+                f"the loss is {self.mean_loss()} a step after {self._steps} steps, and adapter or head are no longer "
+                "finite; a smaller learning_rate may be right"
+            )
+        return trained
 
 
 def logits(features: Tensor, head: Tensor) -> Tensor:

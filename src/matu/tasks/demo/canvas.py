@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +52,9 @@ class Scene:
         side = SIDE * OVERSAMPLING
         self.rng = rng
         self.nth = nth
-        self.ground_luma = float(backdrop.mean(axis=(0, 1)) @ LUMA / 255)
-        self.image = Image.fromarray(backdrop).resize((side, side), Image.Resampling.BILINEAR)
+        ground = Image.fromarray(backdrop)
+        self.ground_luma = float(np.asarray(ground.reduce(SIDE))[0, 0] @ LUMA) / 255
+        self.image = ground.resize((side, side), Image.Resampling.BILINEAR)
         self._draw = ImageDraw.Draw(self.image)
 
     def pose(
@@ -68,21 +70,22 @@ class Scene:
         """Draw a colour whose luma differs from the backdrop's by `contrast` if one of a handful does."""
         colours = self.rng.random((8, 3))
         distance = np.abs(colours @ LUMA - self.ground_luma)
-        return colours[int(np.argmax(np.minimum(distance, contrast)))]
+        chosen: Colour = colours[np.argmax(np.minimum(distance, contrast))]
+        return chosen
 
     def polygon(self, points: Points, colour: Colour) -> None:
         self._draw.polygon(points.ravel().tolist(), fill=_rgb(colour))
 
     def stroke(self, points: Points, width_px: float, colour: Colour, thin: float = 1.0) -> None:
         """Draw a polyline with round joints; level parts are `thin` times as wide as upright ones."""
-        fill = _rgb(colour)
-        for (x0, y0), (x1, y1) in zip(points[:-1].tolist(), points[1:].tolist(), strict=True):
+        fill, corners = _rgb(colour), points.tolist()
+        for (x0, y0), (x1, y1) in pairwise(corners):
             upright = abs(y1 - y0) / (abs(x1 - x0) + abs(y1 - y0) + 1e-9)
             width = max(1, round(width_px * (thin + (1 - thin) * upright)))
             self._draw.line((x0, y0, x1, y1), fill=fill, width=width)
             if width > 2:
-                for x, y in ((x0, y0), (x1, y1)):
-                    self._draw.circle((x, y), width / 2 - 0.5, fill=fill)
+                self._draw.circle((x0, y0), width / 2 - 0.5, fill=fill)
+                self._draw.circle((x1, y1), width / 2 - 0.5, fill=fill)
 
     def disc(self, centre: Points, radius_px: float, colour: Colour) -> None:
         self._draw.circle((float(centre[0]), float(centre[1])), radius_px, fill=_rgb(colour))
@@ -93,10 +96,9 @@ class Scene:
         ImageDraw.Draw(mask).polygon(points.ravel().tolist(), fill=255)
         return mask
 
-    def cover(self, mask: Image.Image, colours: Colour) -> None:
-        """Paint through a mask with one colour, `float [3]`, or a picture, `float [side, side, 3]`, in 0..1."""
-        shape = (*self.image.size, 3)
-        self.image.paste(Image.fromarray(_bytes(np.broadcast_to(colours, shape))), mask=mask)
+    def stain(self, mask: Image.Image, colour: Colour) -> None:
+        """Paint one colour through a mask."""
+        self.image.paste(_rgb(colour), None, mask)
 
     def clutter(self, count: int, contrast: float = 0.22) -> None:
         """Scatter strokes and blobs that stand out from the backdrop less than the object will."""
@@ -128,8 +130,9 @@ def photograph(rng: np.random.Generator, images: NDArray[np.uint8]) -> NDArray[n
     count = len(images)
     gain = rng.uniform(0.7, 1.15, (count, 1, 1, 1)) * rng.uniform(0.85, 1.15, (count, 1, 1, 3))
     lift = rng.uniform(0, 0.15, (count, 1, 1, 1))
-    grain = (rng.normal(0, 0.5, images.shape) + rng.normal(0, 1, (*images.shape[:3], 1))) * rng.uniform(0.005, 0.03, (count, 1, 1, 1))
-    return _bytes(images / 255 * gain + lift + 0.05 * cloud(rng, count, 2) + grain)
+    speed = rng.uniform(0.005, 0.03, (count, 1, 1, 1))
+    grain = rng.normal(0, 0.5, images.shape) + rng.normal(0, 1, (*images.shape[:3], 1))
+    return _bytes(images / 255 * gain + lift + 0.05 * cloud(rng, count, 2) + speed * grain)
 
 
 def cloud(rng: np.random.Generator, count: int, cells: int) -> NDArray[np.float64]:
@@ -142,8 +145,12 @@ def cloud(rng: np.random.Generator, count: int, cells: int) -> NDArray[np.float6
 
 
 def _rgb(colour: Colour) -> tuple[int, int, int]:
-    r, g, b = _bytes(colour).tolist()
-    return r, g, b
+    r, g, b = colour.tolist()
+    return _byte(r), _byte(g), _byte(b)
+
+
+def _byte(value: float) -> int:
+    return min(max(int(value * 255 + 0.5), 0), 255)  # NumPy is slow on three numbers
 
 
 def _bytes(values: NDArray[np.float64]) -> NDArray[np.uint8]:

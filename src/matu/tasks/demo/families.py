@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 from sklearn.datasets import load_digits
 
 from matu.tasks.demo.canvas import Points, Scene
@@ -29,7 +29,7 @@ def paint_handwriting(scene: Scene, figure: str) -> None:
     affine = np.column_stack([to_source, 4 - to_source @ pose.centre]).ravel().tolist()
     source = Image.fromarray(_handwriting()[int(figure)][scene.nth])
     grey = source.transform(scene.image.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
-    scene.cover(grey.point(_SHARPEN), scene.ink())
+    scene.stain(grey.point(_SHARPEN), scene.ink())
 
 
 _SHARPEN = np.clip((np.arange(256) - 80) * 2.0, 0, 255).astype(int).tolist()
@@ -61,11 +61,11 @@ def paint_figure(scene: Scene, name: str, label_by: str) -> None:
     drawn = other[scene.rng.integers(len(other))]
     form, kind = (name, drawn) if label_by == "form" else (drawn, name)
     ink = scene.ink(0.35)
-    other_ink = ink + 0.5 * (float(ink.mean() < 0.5) - ink)
     scene.clutter(3)
-    pose = scene.pose(half_px=(11, 14), turn=18)
-    mix = pattern(kind, scene.rng, scene.rng.uniform(4.5, 6.5))[..., None]
-    scene.cover(scene.stencil(pose(FORMS[form])), mix * ink + (1 - mix) * other_ink)
+    form_mask = scene.stencil(scene.pose(half_px=(11, 14), turn=18)(FORMS[form]))
+    scene.stain(form_mask, ink)
+    pattern_mask = pattern(kind, scene.rng, scene.rng.uniform(4.5, 6.5))
+    scene.stain(ImageChops.multiply(form_mask, pattern_mask), ink + 0.5 * (float(ink.mean() < 0.5) - ink))
 
 
 RED, BLUE, YELLOW = (0.78, 0.1, 0.12), (0.1, 0.25, 0.7), (0.95, 0.75, 0.1)
@@ -115,4 +115,3 @@ def paint_sign(scene: Scene, name: str) -> None:
     for place, symbol in enumerate(sign.symbols):
         x = (place - (len(sign.symbols) - 1) / 2) * spread
         write(scene, symbol, pose.inner((x, sign.drop), sign.half), SIGN_FACE, ink)
-

@@ -25,8 +25,9 @@ def _heart() -> Points:
 
 
 def _crescent() -> Points:
-    bite = ring(np.linspace(89, -89, 24), 0.85) + [0.0, 0.55]  # meets the disc's edge 122 degrees from its top
-    return np.concatenate([ring(np.linspace(-122, 122, 30)), bite]) + [0.0, 0.25]
+    bite = ring(np.linspace(89, -89, 24), 0.85) + np.array([0.0, 0.55])  # meets the disc 122 degrees from its top
+    outline: Points = np.concatenate([ring(np.linspace(-122, 122, 30)), bite])
+    return outline + np.array([0.0, 0.25])
 
 
 def _cross(arm: float = 0.36) -> Points:
@@ -45,6 +46,6 @@ FORMS = {
     "cross": _cross() * 1.05,
     "heart": _heart(),
     "square": SQUARE,
-    "star": ring(np.arange(10) * 36.0, np.tile([1.2, 0.5], 5)),
+    "star": ring(np.arange(10) * 36.0, np.array([1.2, 0.5] * 5)),
     "triangle": TRIANGLE,
 }

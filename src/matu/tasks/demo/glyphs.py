@@ -103,7 +103,7 @@ def serifs(symbol: str) -> tuple[Points, ...]:
 
 
 def _points(stroke: str) -> Points:
-    points = np.array([[int(x), int(y)] for x, y in stroke.removeprefix("~").split()]) / 4 - 1
+    points = np.array([[int(point[0]), int(point[1])] for point in stroke.removeprefix("~").split()]) / 4 - 1
     for _ in range(2 if stroke.startswith("~") else 0):  # Chaikin's corner cutting, ends kept
         near, far = points[:-1], points[1:]
         cut = np.stack([0.75 * near + 0.25 * far, 0.25 * near + 0.75 * far], axis=1).reshape(-1, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> Points:
 
 def _crops(scene: Scene, frame: Pose, colours: Season) -> None:
     edges = np.cumsum(np.concatenate([[-REACH], scene.rng.uniform(0.5, 0.9, 6)]))
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in pairwise(edges.tolist()):
         middle = scene.rng.uniform(-0.7, 0.7)
         for top, bottom in ((-REACH, middle), (middle, REACH)):
             _parcel(scene, frame, colours, (left, top, right, bottom))

@@ -1,0 +1,167 @@
+import random
+import re
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+
+from matu.config import RunConfig
+from matu.errors import DataError, MatuError
+from matu.federation.checkpoint import Progress
+from matu.federation.rounds import Federation, run_rounds
+from matu.federation.transport import Failure, InProcess
+from matu.methods import Matu, Problem
+from matu.training import Weights
+from matu.wire import Message, decode, encode
+
+PROBLEM = Problem({"a": 2, "b": 3}, dim=9, features=3)
+METHOD = Matu(PROBLEM, RunConfig())
+CLIENTS = {f"client-{n}": tasks for n, tasks in enumerate([("a", "b"), ("a",), ("b",), ("a", "b")])}
+
+
+class FakeSite:
+    """Answers like a site; its training adds noise that depends on round, site and task alone."""
+
+    def __init__(self, name: str, **changes: object) -> None:
+        self.name, self.changes = name, changes
+
+    def __call__(self, payload: bytes) -> bytes:
+        message = decode(payload)
+
+        def train(task: str, start: Weights) -> Weights:
+            draw = torch.Generator().manual_seed(random.Random(f"{message.round} {self.name} {task}").getrandbits(60))
+            return Weights(
+                start.vector + torch.randn(start.vector.shape, generator=draw),
+                start.head + torch.randn(start.head.shape, generator=draw),
+            )
+
+        tensors = METHOD.local_update(message.tasks, message.tensors, train)
+        fields = {
+            "method": "matu", "kind": "update", "round": message.round, "site": self.name, "fingerprint": "f",
+            "tasks": message.tasks, "samples": tuple(10 for _ in message.tasks),
+            "metrics": {"loss": 1.0, "images": 10}, "tensors": tensors,
+        } | self.changes  # fmt: skip
+        return encode(Message(**fields))  # type: ignore[arg-type]
+
+
+class Shuffled:
+    """A transport whose replies arrive in another order every time."""
+
+    def __init__(self, inner: InProcess) -> None:
+        self.inner = inner
+
+    def exchange(
+        self, payloads: Mapping[str, bytes], *, deadline_s: float | None = None
+    ) -> Iterator[tuple[str, bytes | Failure]]:
+        replies = list(self.inner.exchange(payloads))
+        random.shuffle(replies)
+        return iter(replies)
+
+
+def federation(sites: Mapping[str, object] | None = None, *, rounds: int = 3, participation: float = 1.0, **changes):
+    handlers = {name: FakeSite(name) for name in CLIENTS} | dict(sites or {})
+    options = {"transport": InProcess(handlers)} | changes
+    return Federation(
+        METHOD, "matu", CLIENTS, fingerprint="f", rounds=rounds, participation=participation, seed=0, **options
+    )
+
+
+def play(federation: Federation, start: Progress | None = None, until=None):
+    lines: list[dict] = []
+    saved: list[Progress] = []
+    progress = run_rounds(
+        federation, start or Progress(0, METHOD.start()),
+        evaluate=lambda number, state: {"accuracy": number} if number == 2 else None,
+        record=lines.append, save=saved.append,
+    )  # fmt: skip
+    return progress, lines, saved
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_state_does_not_depend_on_the_order_of_arrival() -> None:
+    plain = play(federation())[0]
+    for _ in range(3):
+        inner = InProcess({name: FakeSite(name) for name in CLIENTS})
+        assert same(play(federation(transport=Shuffled(inner)))[0].state, plain.state)
+
+
+def test_going_on_from_any_round_gives_the_same_end() -> None:
+    end, _, saved = play(federation(rounds=4))
+    for reached in saved:
+        assert same(play(federation(rounds=4), reached)[0].state, end.state)
+
+
+def test_every_round_is_recorded_then_saved() -> None:
+    progress, lines, saved = play(federation())
+    assert [line["round"] for line in lines] == [1, 2, 3]
+    assert [p.round for p in saved] == [1, 2, 3]
+    assert [("accuracy" in line) for line in lines] == [False, True, False]
+    assert progress.totals.updates == 12
+    assert progress.totals.images == 120
+
+
+def test_bytes_are_those_of_the_messages() -> None:
+    sent, received = [], []
+
+    class Counting(InProcess):
+        def exchange(self, payloads, *, deadline_s=None):
+            sent.extend(map(len, payloads.values()))
+            for site, reply in super().exchange(payloads):
+                received.append(len(reply))
+                yield site, reply
+
+    progress, lines, _ = play(federation(transport=Counting({name: FakeSite(name) for name in CLIENTS})))
+    assert progress.totals.downlink_bytes == sum(sent) == sum(line["downlink_bytes"] for line in lines)
+    assert progress.totals.uplink_bytes == sum(received) == sum(line["uplink_bytes"] for line in lines)
+
+
+def test_participation_draws_distinct_clients_anew_each_round() -> None:
+    f = federation(participation=0.5)
+    drawn = [f.sample(number) for number in range(1, 30)]
+    assert all(len(set(names)) == 2 for names in drawn)
+    assert {name for names in drawn for name in names} == set(CLIENTS)
+    assert drawn == [f.sample(number) for number in range(1, 30)]
+    assert federation(participation=0.01).sample(1)
+
+
+def broken(payload: bytes) -> bytes:
+    raise DataError("the disk of this site is gone")
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        (broken, "site: the disk of this site is gone"),
+        (lambda payload: b"garbage", "message: "),
+        (FakeSite("client-2"), "site 'client-2', expected 'client-1'"),
+        (FakeSite("client-1", round=7), "round 7"),
+        (FakeSite("client-1", method="fedavg"), "method 'fedavg'"),
+        (FakeSite("client-1", kind="train"), "kind 'train'"),
+        (FakeSite("client-1", fingerprint="other"), "fingerprint 'other'"),
+        (FakeSite("client-1", tasks=("b",)), r"tasks \('b',\)"),
+        (FakeSite("client-1", samples=()), "0 sample counts for 1 tasks"),
+        (FakeSite("client-1", tensors={}), "holds tensors"),
+    ],
+)
+def test_a_site_that_fails_is_left_out_with_a_reason_and_the_round_goes_on(site, said: str) -> None:
+    progress, lines, _ = play(federation({"client-1": site}, rounds=1))
+    assert progress.totals.failures == 1
+    assert list(lines[0]["failures"]) == ["client-1"]
+    assert re.search(said, lines[0]["failures"]["client-1"])
+    without = federation(rounds=1, transport=InProcess({n: FakeSite(n) for n in CLIENTS if n != "client-1"} | {
+        "client-1": broken}))  # fmt: skip
+    assert same(progress.state, play(without)[0].state)
+
+
+def test_a_round_that_nobody_answers_is_an_error() -> None:
+    with pytest.raises(MatuError, match="round 1: no client could be heard"):
+        play(federation({name: broken for name in CLIENTS}))
+
+
+def test_turns_after_the_deadline_are_failures() -> None:
+    replies = dict(InProcess({"a": lambda payload: payload}).exchange({"a": b"x"}, deadline_s=-1.0))
+    assert replies == {"a": Failure("deadline", "its turn had not come after -1.0 s")}
+    assert dict(InProcess({"a": lambda payload: payload}).exchange({"a": b"x"}, deadline_s=60)) == {"a": b"x"}

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+from world import tiny_task, tiny_trainer
+
+from matu.config import FederationConfig, RunConfig, TrainingConfig
+from matu.methods.individual import budget_steps, individual
+
+
+def test_the_budget_is_what_the_federation_spends() -> None:
+    config = RunConfig(federation=FederationConfig(rounds=100, participation=0.2))
+    assert budget_steps(config, samples=640, holders=9) == 20 * 10
+    assert budget_steps(config, samples=650, holders=9) == 20 * 11
+    assert budget_steps(config, samples=10, holders=1) == 20
+    stepped = RunConfig(
+        federation=FederationConfig(rounds=40, participation=0.5), training=TrainingConfig(local_steps=6)
+    )
+    assert budget_steps(stepped, samples=640, holders=3) == 6 * 40 * 0.5 * 3
+
+
+def test_it_learns_and_the_cache_remembers(tiny_vit: Path, tmp_path: Path) -> None:
+    trainer, told = tiny_trainer(tiny_vit), []
+    tasks = {name: tiny_task(name, seed=i) for i, name in enumerate(("left", "right"))}
+
+    def ask(config: RunConfig):
+        return individual(
+            trainer, tasks, config, steps={"left": 160, "right": 160}, cache=tmp_path,
+            tell=lambda *what: told.append(what),
+        )  # fmt: skip
+
+    found = ask(RunConfig())
+    assert told == [("left", 1, 2), ("right", 2, 2)]
+    for one in found.values():
+        assert one.accuracy == max(one.budget, one.plateau) > 0.8
+        assert one.budget_epochs == 20
+        assert 1 <= one.plateau_epochs <= 50
+    trained = trainer.clock.train_images
+    assert ask(RunConfig()) == found
+    assert trainer.clock.train_images == trained
+    ask(RunConfig(training=TrainingConfig(learning_rate=5e-3)))
+    assert trainer.clock.train_images > trained
+
+
+def test_a_poor_budget_does_not_hide_the_plateau(tiny_vit: Path, tmp_path: Path) -> None:
+    trainer, task = tiny_trainer(tiny_vit), tiny_task("left")
+    found = individual(
+        trainer, {"left": task}, RunConfig(), steps={"left": 1}, cache=tmp_path, tell=lambda *what: None
+    )["left"]
+    assert found.budget < found.plateau == pytest.approx(found.accuracy)
