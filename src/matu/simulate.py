@@ -193,8 +193,9 @@ def _conclude(run: _Run, progress: Progress, roots: Roots, display: Display) -> 
     with finish_before_interrupt():
         packed = run.method.downlink(progress.state, tuple(run.tasks))
         save_artifact(run.out / "artifact", packed, run.trainer.model, run.tasks, lora)
-        write_atomic(run.out / "result.json", json.dumps(result, indent=1).encode() + b"\n")
-    return result
+        text = json.dumps(result, indent=1)
+        write_atomic(run.out / "result.json", text.encode() + b"\n")
+    return dict(json.loads(text))  # what is returned is what lies there, tuples as lists
 
 
 def _reference(run: _Run, roots: Roots, display: Display) -> dict[str, Individual]:

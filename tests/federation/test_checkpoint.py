@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -109,11 +110,16 @@ def test_other_write_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_waits_for_the_end_of_a_save() -> None:
-    reached = False
-    with pytest.raises(KeyboardInterrupt), finish_before_interrupt():
-        os.kill(os.getpid(), 2)
-        reached = True
-    assert reached
+    written: list[str] = []
+
+    def save() -> None:
+        with finish_before_interrupt():
+            os.kill(os.getpid(), signal.SIGINT)
+            written.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert written == ["whole"]
 
 
 def lines(path: Path) -> list[int]:

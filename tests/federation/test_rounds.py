@@ -158,7 +158,7 @@ def test_a_site_that_fails_is_left_out_with_a_reason_and_the_round_goes_on(site,
 
 def test_a_round_that_nobody_answers_is_an_error() -> None:
     with pytest.raises(MatuError, match="round 1: no client could be heard"):
-        play(federation({name: broken for name in CLIENTS}))
+        play(federation(dict.fromkeys(CLIENTS, broken)))
 
 
 def test_turns_after_the_deadline_are_failures() -> None:

@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
-from world import tiny_task, tiny_trainer
 
 from matu.config import FederationConfig, RunConfig, TrainingConfig
 from matu.methods.individual import budget_steps, individual
+from world import tiny_task, tiny_trainer
 
 
 def test_the_budget_is_what_the_federation_spends() -> None:

@@ -1,8 +1,8 @@
 import numpy as np
-import oracle
 import pytest
 import torch
 
+import oracle
 from matu.config import MatuConfig, RunConfig
 from matu.errors import DataError
 from matu.methods import METHODS, Matu, Problem

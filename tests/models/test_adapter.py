@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import ViTModel
-from world import SIZE, images_of, tiny_trainer
 
 from matu.errors import ConfigError, DataError
 from matu.models import AdaptedModel, load_backbone
+from world import SIZE, images_of, tiny_trainer
 
 
 def adapted(folder: Path, **changes: object) -> AdaptedModel:
@@ -138,7 +138,7 @@ def test_a_backbone_that_is_nowhere_is_refused(name: str) -> None:
 
 
 def test_an_empty_folder_is_no_backbone(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds no config.json"):
+    with pytest.raises(ConfigError, match=r"holds no config\.json"):
         load_backbone(str(tmp_path), image_size=8)
 
 

@@ -102,8 +102,7 @@ def test_a_linear_classifier_on_pixels_does_not_solve_a_task(suite, name):
     assert model.fit(train, task.train_labels).score(test, task.test_labels) < 0.7
 
 
-def test_labels_match_what_is_drawn():
-    # A stripe varies along one axis alone at some angle; upright periods are exact at angle zero.
+def test_stripes_are_upright_and_periodic_at_angle_zero():
     class NoTurn:
         def uniform(self, low, high, size=None):
             return 0.0 if size is None else np.zeros(size)

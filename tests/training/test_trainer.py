@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from world import tiny_task, tiny_trainer
 
 from matu.config import MachineConfig, ModelConfig, RunConfig, TasksConfig
 from matu.errors import ConfigError
 from matu.training import TrainingError, Weights, decide, prepare_machine
 from matu.training.trainer import batches, logits
+from world import tiny_task, tiny_trainer
 
 
 def zero(trainer, classes: int) -> Weights:

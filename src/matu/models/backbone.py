@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
-from transformers.utils import cached_file
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from matu.errors import ConfigError, DataError
 
@@ -73,14 +76,12 @@ def load_backbone(name: str, *, image_size: int, models_root: Path | None = None
         If its files cannot be read as a model.
     """
     source = _locate(name, models_root)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        config = AutoConfig.from_pretrained(source)
-        _check_image_size(name, config, image_size)
-        extra = {"add_pooling_layer": False} if _has_untrained_pooler(config) else {}
-        module = AutoModel.from_pretrained(source, attn_implementation="eager", use_safetensors=True, **extra)
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(source)
+            _check_image_size(name, config, image_size)
+            extra = {"add_pooling_layer": False} if _has_untrained_pooler(config) else {}
+            module = AutoModel.from_pretrained(source, attn_implementation="eager", use_safetensors=True, **extra)
     except ConfigError:
         raise
     except Exception as error:
@@ -88,14 +89,26 @@ def load_backbone(name: str, *, image_size: int, models_root: Path | None = None
             f"backbone '{name}': cannot be loaded ({_first_line(error)}); expected '{BUNDLED[0]}', a Hugging Face "
             "hub id, or a folder (also under MATU_MODELS) with config.json and model.safetensors"
         ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     module = module.float().eval().requires_grad_(False)
     digest = _digest(module)
-    _interpolate_positions(module, image_size)
+    _interpolate_positions(module, config, image_size)
     mean, std = _normalisation(source)
     return Backbone(module, Path(name).name if Path(source).exists() else name, digest, image_size,
                     _feature_width(config), mean, std)  # fmt: skip
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar, and no report of the classifier that a backbone does not take from its checkpoint."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _locate(name: str, models_root: Path | None) -> str:
@@ -118,10 +131,9 @@ def _locate(name: str, models_root: Path | None) -> str:
 
 def _has_untrained_pooler(config: Any) -> bool:
     """ViT-like models carry a pooler that image checkpoints do not train: they are read at the class token."""
-    from transformers import MODEL_MAPPING
-
-    initialiser = MODEL_MAPPING[type(config)].__init__
-    return "add_pooling_layer" in initialiser.__code__.co_varnames and hasattr(config, "patch_size")
+    architecture: Any = MODEL_MAPPING[type(config)]
+    parameters = inspect.signature(architecture).parameters
+    return "add_pooling_layer" in parameters and hasattr(config, "patch_size")
 
 
 def _check_image_size(name: str, config: Any, image_size: int) -> None:
@@ -133,13 +145,12 @@ def _check_image_size(name: str, config: Any, image_size: int) -> None:
         )
 
 
-def _interpolate_positions(module: nn.Module, image_size: int) -> None:
+def _interpolate_positions(module: nn.Module, config: Any, image_size: int) -> None:
     embeddings: Any = getattr(module, "embeddings", None)
     positions = getattr(embeddings, "position_embeddings", None)
     if not isinstance(positions, nn.Parameter) or not hasattr(embeddings, "interpolate_pos_encoding"):
         return
-    patch = module.config.patch_size  # type: ignore[union-attr]
-    tokens = (image_size // patch) ** 2 + 1
+    tokens = (image_size // config.patch_size) ** 2 + 1
     like = positions.new_zeros(1, tokens, positions.shape[-1])
     fitted = embeddings.interpolate_pos_encoding(like, image_size, image_size)
     embeddings.position_embeddings = nn.Parameter(fitted.detach().clone(), requires_grad=False)

@@ -91,7 +91,7 @@ def _config(config: RunConfig, tasks: Mapping[str, Task]) -> dict[str, Any]:
     return table
 
 
-def _normalised(accuracy: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+def _normalised(accuracy: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     delivered = [a["delivered"] for a in accuracy.values()]
     alone = [a["individual"] for a in accuracy.values()]
     if min(alone) <= 0:

@@ -74,9 +74,10 @@ def unify(vectors: Tensor) -> Unified:
         at = slice(start, start + BLOCK)
         block = vectors[:, at]
         elected = _elected_sign(block)
-        agreeing = block.sign() == elected
+        # Nothing underflows: the elected sign is -1, 0 or 1.
+        agreeing = block * elected > 0
         vector[at] = elected * torch.where(agreeing, block.abs(), 0).amax(dim=0)
-        masks[:, at] = agreeing & (elected != 0)
+        masks[:, at] = agreeing
     return Unified(vector, masks, _rescalers(vectors, vector, masks))
 
 

@@ -36,6 +36,7 @@ RENDERER_VERSION = 1
 """Part of a cached rendering's key: raise it whenever a task's pixels change."""
 
 PAPER = (0.6, 0.95)
+NIGHT = (0.05, 0.4)
 FIGURES = tuple("0123456789")
 DEMO_LETTERS = tuple("ABEGHKMRST")
 
@@ -62,11 +63,11 @@ class _Recipe(NamedTuple):
 
 _DEMO = {
     "digits": _Recipe("digits", FIGURES, paint_handwriting, PAPER, HANDWRITTEN_PER_CLASS),
-    "digits_clutter": _Recipe("digits", FIGURES, partial(paint_symbol, faces=(SANS, SERIF), crowd="0123456789")),
-    "letters_sans": _Recipe("letters", DEMO_LETTERS, partial(paint_symbol, faces=(SANS,))),
-    "letters_serif": _Recipe("letters", DEMO_LETTERS, partial(paint_symbol, faces=(SERIF,))),
-    "figures_form": _Recipe("figures", tuple(FORMS), partial(paint_figure, label_by="form")),
-    "figures_pattern": _Recipe("figures", PATTERNS, partial(paint_figure, label_by="pattern")),
+    "digits_clutter": _Recipe("digits", FIGURES, partial(paint_symbol, faces=(SANS, SERIF), crowd="0123456789"), NIGHT),
+    "letters_sans": _Recipe("letters", DEMO_LETTERS, partial(paint_symbol, faces=(SANS,)), NIGHT),
+    "letters_serif": _Recipe("letters", DEMO_LETTERS, partial(paint_symbol, faces=(SERIF,)), PAPER),
+    "figures_form": _Recipe("figures", tuple(FORMS), partial(paint_figure, label_by="form"), PAPER),
+    "figures_pattern": _Recipe("figures", PATTERNS, partial(paint_figure, label_by="pattern"), PAPER),
     "signs": _Recipe("signs", tuple(SIGNS), paint_sign),
     "landcover": _Recipe("landcover", tuple(COVERS), paint_landcover),
 }

@@ -24,7 +24,7 @@ HANDWRITTEN_PER_CLASS = (114, 60)
 
 def paint_handwriting(scene: Scene, figure: str) -> None:
     """Write a real handwritten figure, another one for every example, in ink on stained paper."""
-    pose = scene.pose(half_px=(11, 15), turn=12, slant=scene.rng.uniform(-0.2, 0.2))
+    pose = scene.pose(half_px=(13, 16), turn=9, slant=scene.rng.uniform(-0.2, 0.2), shift=2.5)
     to_source = np.linalg.inv(pose.matrix) * 4  # the source's 8 x 8 pixels fill the frame
     affine = np.column_stack([to_source, 4 - to_source @ pose.centre]).ravel().tolist()
     source = Image.fromarray(_handwriting()[int(figure)][scene.nth])
@@ -45,9 +45,9 @@ def paint_symbol(scene: Scene, symbol: str, faces: tuple[Face, ...] = (SANS,), c
     """Write a symbol over clutter; symbols drawn from `crowd` are cut off by the frame beside it."""
     face = faces[scene.rng.integers(len(faces))]
     slant = scene.rng.uniform(-face.slant, face.slant)
-    pose = scene.pose(half_px=(8, 12), turn=12, slant=slant, squeeze=scene.rng.uniform(0.62, 0.95))
+    pose = scene.pose(half_px=(9, 12), turn=12, slant=slant, squeeze=scene.rng.uniform(0.65, 0.95), shift=4.5)
     ink = scene.ink()
-    scene.clutter(3)
+    scene.clutter(2)
     if crowd:
         for side in (-2.8, 2.8):
             neighbour = crowd[scene.rng.integers(len(crowd))]
@@ -61,11 +61,11 @@ def paint_figure(scene: Scene, name: str, label_by: str) -> None:
     drawn = other[scene.rng.integers(len(other))]
     form, kind = (name, drawn) if label_by == "form" else (drawn, name)
     ink = scene.ink(0.35)
-    scene.clutter(3)
-    form_mask = scene.stencil(scene.pose(half_px=(11, 14), turn=18)(FORMS[form]))
+    scene.clutter(2)
+    form_mask = scene.stencil(scene.pose(half_px=(10.5, 13.5), turn=18, shift=4)(FORMS[form]))
     scene.stain(form_mask, ink)
-    pattern_mask = pattern(kind, scene.rng, scene.rng.uniform(4.5, 6.5))
-    scene.stain(ImageChops.multiply(form_mask, pattern_mask), ink + 0.5 * (float(ink.mean() < 0.5) - ink))
+    pattern_mask = pattern(kind, scene.rng, scene.rng.uniform(5, 7))
+    scene.stain(ImageChops.multiply(form_mask, pattern_mask), ink + 0.6 * (float(ink.mean() < 0.5) - ink))
 
 
 RED, BLUE, YELLOW = (0.78, 0.1, 0.12), (0.1, 0.25, 0.7), (0.95, 0.75, 0.1)

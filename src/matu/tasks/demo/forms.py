@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from matu.tasks.demo.canvas import Points
 
 
-def ring(degrees: Points, radius: Points | float = 1.0) -> Points:
+def ring(degrees: ArrayLike, radius: ArrayLike = 1.0) -> Points:
     """Return points at clockwise angles from the top."""
     angles = np.radians(degrees)
-    return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], axis=1)
+    return np.stack([np.sin(angles), -np.cos(angles)], axis=1) * np.reshape(radius, (-1, 1))
 
 
 def regular(sides: int, turn: float = 0.0) -> Points:
@@ -26,8 +27,8 @@ def _heart() -> Points:
 
 def _crescent() -> Points:
     bite = ring(np.linspace(89, -89, 24), 0.85) + np.array([0.0, 0.55])  # meets the disc 122 degrees from its top
-    outline: Points = np.concatenate([ring(np.linspace(-122, 122, 30)), bite])
-    return outline + np.array([0.0, 0.25])
+    outline: Points = np.concatenate([ring(np.linspace(-122, 122, 30)), bite]) + np.array([0.0, 0.25])
+    return outline
 
 
 def _cross(arm: float = 0.36) -> Points:
@@ -46,6 +47,6 @@ FORMS = {
     "cross": _cross() * 1.05,
     "heart": _heart(),
     "square": SQUARE,
-    "star": ring(np.arange(10) * 36.0, np.array([1.2, 0.5] * 5)),
+    "star": ring(np.arange(10) * 36.0, [1.2, 0.5] * 5),
     "triangle": TRIANGLE,
 }

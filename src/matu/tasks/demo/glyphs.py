@@ -60,14 +60,14 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Face(NamedTuple):
     """How a typeface draws strokes: ranges are drawn from anew for every image."""
 
-    weight: tuple[float, float] = (0.2, 0.42)  # stroke width over the glyph's half height
+    weight: tuple[float, float] = (0.3, 0.5)  # stroke width over the glyph's half height
     thin: float = 1.0  # width of level strokes over that of upright ones
     serifs: bool = False
-    slant: float = 0.25
+    slant: float = 0.15
 
 
 SANS = Face()
-SERIF = Face(weight=(0.26, 0.42), thin=0.45, serifs=True)
+SERIF = Face(weight=(0.34, 0.5), thin=0.5, serifs=True)
 
 
 def write(scene: Scene, symbol: str, pose: Pose, face: Face, colour: Colour) -> None:

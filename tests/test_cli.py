@@ -1,0 +1,229 @@
+"""The command line as a person types it."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from matu.cli import run_command
+from test_simulate import without_times
+
+CONFIG = """
+[tasks]
+tasks = ["left", "middle", "right"]
+image_size = 8
+[model]
+backbone = "tiny-vit"
+rank = 4
+[federation]
+clients = 4
+participation = 0.5
+rounds = 3
+zeta_c = 1.0
+min_samples = 4
+[training]
+batch_size = 8
+learning_rate = 1e-2
+[evaluation]
+evaluate_every = 2
+[machine]
+precision = "float32"
+threads = 1
+"""
+
+
+@pytest.fixture
+def home(tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MATU_DATA", str(tiny_data))
+    monkeypatch.setenv("MATU_MODELS", str(tiny_vit.parent))
+    monkeypatch.setenv("MATU_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "small.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def call(*words: str) -> int:
+    """The exit code; wrong options end in SystemExit, as argparse does it."""
+    try:
+        return run_command(list(words))
+    except SystemExit as stop:
+        return int(str(stop.code))
+
+
+def test_run_prints_the_table_and_where_things_lie(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "--config", "small.toml", "--out", "out", "--reference", "--rounds", "2") == 0
+    shown = capsys.readouterr()
+    for word in ("left", "middle", "right", "chance", "individual", "server", "delivered", "artifact", "mean"):
+        assert word in shown.out
+    assert "run folder: out" in shown.out
+    assert re.search(r"round 1/2  loss \d", shown.err)
+    for name in ("config.toml", "metrics.jsonl", "result.json", "checkpoint/checkpoint.json", "artifact/artifact.json"):
+        assert (home / "out" / name).is_file()
+
+
+def test_json_is_alone_on_stdout(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "--config", "small.toml", "--out", "out", "--json", "--zeta-t", "0") == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert result == json.loads((home / "out/result.json").read_text())
+    assert shown.err == ""
+    assert result["config"]["federation"]["zeta_t"] == 0
+    assert result["accuracy"]["left"]["individual"] is None
+    assert result["normalised"] == {"mean_of_ratios": None, "ratio_of_means": None}
+
+
+def test_without_out_a_folder_is_made_under_runs(home: Path) -> None:
+    assert call("run", "--config", "small.toml", "--rounds", "1", "--json") == 0
+    (found,) = (home / "runs").iterdir()
+    assert found.name.endswith("-left-middle-right")
+
+
+def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("tasks", "left", "right", "--image-size", "8", "--sheet", "sheet.png") == 0
+    shown = capsys.readouterr().out
+    assert "left" in shown
+    assert "middle" not in shown
+    assert "contact sheet: sheet.png" in shown
+    with Image.open(home / "sheet.png") as image:
+        assert image.width > 100
+    assert call("tasks", "right", "--image-size", "8", "--json") == 0
+    (right,) = json.loads(capsys.readouterr().out)
+    assert right["classes"] == ["bar-0", "bar-1", "bar-2", "bar-3"]
+    assert right["train_class_counts"] == [20] * 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "--config", "small.toml", "--roundz", "3"], "--roundz"),
+        (["run", "--config", "small.toml", "--rounds", "three"], "three"),
+        (["run", "--config", "small.toml", "--rule", "mean"], "mean"),
+        (["run", "--config", "small.toml", "--participation", "2"], "participation 2.0: expected more than 0"),
+        (["run", "--config", "nowhere.toml"], "nowhere.toml: no such configuration file"),
+        (["run", "--config", "small.toml", "--tasks", "nowhere"], "nowhere"),
+        (["run", "--config", "small.toml", "--image-size", "9"], "4 px patches"),
+        (["run", "--config", "small.toml", "--backbone", "nonsense"], "no such bundled model"),
+        (["run", "--config", "small.toml", "--device", "cuda:77"], "no such GPU"),
+        (["run", "--config", "small.toml", "--data-root", "/nowhere"], "MATU_DATA: /nowhere is no folder"),
+        (["run", "--config", "small.toml", "--out", "."], "not empty"),
+        (["run", "--resume", "nowhere"], "holds no run"),
+        (["run", "--resume", "nowhere", "--config", "small.toml"], "give only --resume"),
+        (["tasks", "nowhere"], "nowhere"),
+        (["fly"], "unknown command 'fly'; expected one of run, tasks"),
+        ([], ""),
+    ],
+)
+def test_wrong_input_is_told_in_a_line_and_exits_with_2(
+    home: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert call(*words) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Traceback" not in shown.err
+    assert not (home / "runs").exists()
+
+
+def test_help_and_version(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    assert "matu run" in capsys.readouterr().out
+    assert call("--version") == 0
+    assert re.fullmatch(r"matu \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    assert call("run", "--help") == 0
+    shown = capsys.readouterr().out
+    for option in ("--zeta-t", "--zeta-c", "--participation", "--rounds", "--reference", "--resume", "--rule"):
+        assert option in shown
+
+
+def test_resume_takes_no_other_settings(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "--config", "small.toml", "--out", "out", "--json") == 0
+    (home / "out/result.json").unlink()
+    capsys.readouterr()
+    assert call("run", "--resume", "out", "--rounds", "9") == 2
+    assert "rounds 3 -> 9" in capsys.readouterr().err
+    assert call("run", "--resume", "out", "--json") == 0
+
+
+def start(home: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "matu", "run", *words, "--json"]
+    return subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for_round(out: Path, number: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").read_bytes().count(b"\n") >= number:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"round {number} was not reached: {process.communicate()}")
+
+
+def kill_and_resume(home: Path, moments: int, rounds: int) -> None:
+    """Kill -9 at random moments, resume each time, compare with a run that nobody disturbed."""
+    draw = random.Random(moments)
+    settings = ("--config", "small.toml", "--rounds", str(rounds), "--reference")
+    assert call("run", *settings, "--out", "whole", "--json") == 0
+    process = start(home, *settings, "--out", "cut")
+    for moment in range(moments):
+        wait_for_round(home / "cut", 1 + moment * (rounds - 2) // moments, process)
+        time.sleep(draw.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        with open(home / "cut" / "metrics.jsonl", "ab") as file:
+            file.write(b'{"round": 1, "cli')  # the torn line that a dying machine may leave
+        process = start(home, "--resume", "cut")
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    whole, cut = (json.loads((home / name / "result.json").read_text()) for name in ("whole", "cut"))
+    assert without_times(cut) == without_times(whole)
+    assert json.loads(said) == cut
+    for name in ("artifact/unified.safetensors", "artifact/artifact.json", "config.toml"):
+        assert (home / "cut" / name).read_bytes() == (home / "whole" / name).read_bytes()
+
+    def lines(name: str) -> list[dict[str, Any]]:
+        found = [json.loads(line) for line in (home / name / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+
+    assert lines("cut") == lines("whole")
+
+
+def test_kill_9_and_resume(home: Path) -> None:
+    kill_and_resume(home, moments=2, rounds=40)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_kill_9_at_ten_random_moments(home: Path) -> None:
+    kill_and_resume(home, moments=10, rounds=200)
+
+
+def test_ctrl_c_says_how_to_go_on(home: Path) -> None:
+    process = start(home, "--config", "small.toml", "--rounds", "500", "--out", "cut")
+    wait_for_round(home / "cut", 2, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "go on with: matu run --resume cut" in errors.decode()
+    assert "Traceback" not in errors.decode()
+    assert (home / "cut" / "checkpoint" / "checkpoint.json").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs file size limits")
+def test_a_full_disk_is_told_and_the_run_goes_on_later(home: Path) -> None:
+    assert call("tasks", "left", "middle", "right", "--image-size", "8", "--json") == 0  # fills the cache
+    limited = "ulimit -f 12; trap '' XFSZ; exec " + " ".join(
+        [sys.executable, "-m", "matu", "run", "--config", "small.toml", "--out", "cut", "--json"]
+    )
+    process = subprocess.run(["bash", "-c", limited], cwd=home, capture_output=True, timeout=120)
+    assert process.returncode == 1, process.stderr
+    assert b"no room" in process.stderr
+    assert b"Traceback" not in process.stderr
+    assert call("run", "--resume", "cut", "--json") == 0
