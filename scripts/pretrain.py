@@ -61,23 +61,23 @@ class Options:
     """Folder for decoded images, checkpoint and log."""
     out: Path
     """Folder for the finished model."""
-    epochs: int = 18
+    epochs: int = 14
     batch: int = 256
     dim: int = 192
     layers: int = 5
     heads: int = 3
     mlp: int = 576
-    muon_lr: float = 0.01
+    muon_lr: float = 0.015
     muon_decay: float = 0.1
     adam_lr: float = 1.5e-3
     label_smoothing: float = 0.1
     warmup: float = 0.03
     """Fraction of the run in which the learning rate rises."""
-    cooldown: float = 0.6
+    cooldown: float = 0.95
     """Fraction of the run in which the learning rate falls to zero."""
     keep_tokens: float = 0.5
     """Fraction of patch tokens kept while patches are dropped (PatchDropout)."""
-    drop_until: float = 0.75
+    drop_until: float = 0.85
     """Fraction of the epochs in which patches are dropped; the rest sees whole images."""
     shift_px: int = 4
     """Largest random shift of a training image."""
@@ -91,8 +91,6 @@ class Options:
     """Go on from the checkpoint in the work folder."""
     export_only: bool = False
     """Write the model of the checkpoint in the work folder to `out` and stop."""
-    max_steps: int = 0
-    """Stop each epoch after so many steps (0: never); for timing and tests."""
 
 
 def decode_parquet(parquet: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -144,10 +142,9 @@ def batches(images: np.ndarray, labels: np.ndarray, options: Options, epoch: int
     """Yield pixels, labels and kept patch indices (int64 [n, kept], None for all) of one epoch's batches."""
     rng = np.random.default_rng(np.random.SeedSequence([options.seed, epoch]))
     order = rng.permutation(len(images))
-    steps = len(images) // options.batch
     dropping = options.keep_tokens < 1 and epoch < options.drop_until * options.epochs
     kept = round(options.keep_tokens * TOKENS)
-    for step in range(min(steps, options.max_steps or steps)):
+    for step in range(len(images) // options.batch):
         rows = np.sort(order[step * options.batch : (step + 1) * options.batch])
         pixels = torch.from_numpy(augment(images[rows], options.shift_px, rng)).to(options.device)
         tokens = None

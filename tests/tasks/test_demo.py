@@ -67,13 +67,13 @@ def test_same_call_same_pixels_other_seed_other_pixels(name):
     assert first.classes == other.classes
 
 
-def test_neither_split_nor_other_tasks_change_a_split():
+def test_the_size_of_train_does_not_change_test():
     np.testing.assert_array_equal(
         render_task("signs", train=12, test=12).test_images, render_task("signs", train=30, test=12).test_images
     )
 
 
-def test_handwritten_figures_run_out_evenly_and_stay_apart():
+def test_handwritten_digits_run_out_evenly_and_stay_apart():
     task = render_task("digits", train=5000, test=5000)
     assert np.bincount(task.train_labels).tolist() == [114] * 10
     assert np.bincount(task.test_labels).tolist() == [60] * 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,11 +69,16 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+def plain_console() -> Console:
+    """For tables on stdout; a pipe has no width, and gets what a wide terminal would."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
 def print_result(result: Mapping[str, Any], out: Path) -> None:
     """The final table, what it cost, and where everything lies."""
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table(title=_title(result), title_justify="left", title_style="bold")
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     shown = ["individual", "server", "delivered", "artifact"]
     if result["mean_accuracy"]["individual"] is None:
         shown.remove("individual")

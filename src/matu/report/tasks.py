@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from matu.report.console import plain_console
 from matu.tasks import Task
 
 
@@ -28,9 +28,9 @@ def tasks_as_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 
 def print_tasks(tasks: Sequence[Task], sheet: Path | None) -> None:
     """A table: classes, counts, the smallest and the largest class, content hash."""
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table()
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for name in ("classes", "train", "test", "train images a class"):
         table.add_column(name, justify="right")
     table.add_column("source")

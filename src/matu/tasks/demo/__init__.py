@@ -1,6 +1,6 @@
 """The bundled offline suite: eight tasks of 32 px images that our own code renders, and any number beyond.
 
-Families hold related tasks by construction (handwritten and printed figures; letters in two styles), and a
+Families hold related tasks by construction (handwritten and printed digits; letters in two styles), and a
 conflicting pair: the two `figures` tasks see the same kind of image and label it by different attributes.
 """
 
@@ -37,7 +37,7 @@ RENDERER_VERSION = 1
 
 PAPER = (0.6, 0.95)
 NIGHT = (0.05, 0.4)
-FIGURES = tuple("0123456789")
+DIGITS = tuple("0123456789")
 DEMO_LETTERS = tuple("ABEGHKMRST")
 
 
@@ -62,8 +62,8 @@ class _Recipe(NamedTuple):
 
 
 _DEMO = {
-    "digits": _Recipe("digits", FIGURES, paint_handwriting, PAPER, HANDWRITTEN_PER_CLASS),
-    "digits_clutter": _Recipe("digits", FIGURES, partial(paint_symbol, faces=(SANS, SERIF), crowd="0123456789"), NIGHT),
+    "digits": _Recipe("digits", DIGITS, paint_handwriting, PAPER, HANDWRITTEN_PER_CLASS),
+    "digits_clutter": _Recipe("digits", DIGITS, partial(paint_symbol, faces=(SANS, SERIF), crowd="0123456789"), NIGHT),
     "letters_sans": _Recipe("letters", DEMO_LETTERS, partial(paint_symbol, faces=(SANS,)), NIGHT),
     "letters_serif": _Recipe("letters", DEMO_LETTERS, partial(paint_symbol, faces=(SERIF,)), PAPER),
     "figures_form": _Recipe("figures", tuple(FORMS), partial(paint_figure, label_by="form"), PAPER),
@@ -73,20 +73,20 @@ _DEMO = {
 }
 DEMO_8 = tuple(_DEMO)
 
-# Families that further tasks are drawn from: all classes of each, and the painters one is picked from.
-_POOLS: dict[str, tuple[tuple[str, ...], tuple[Painter, ...]]] = {
-    "letters": (tuple(LETTERS), (_DEMO["letters_sans"].paint, _DEMO["letters_serif"].paint)),
-    "forms": (tuple(FORMS), (_DEMO["figures_form"].paint,)),
-    "patterns": (PATTERNS, (_DEMO["figures_pattern"].paint,)),
-    "signs": (tuple(SIGNS), (paint_sign,)),
-    "landcover": (tuple(COVERS), (paint_landcover,)),
+# What further tasks are made of: all classes to choose from, and the demo recipes to follow.
+_POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "letters": (tuple(LETTERS), ("letters_sans", "letters_serif")),
+    "forms": (tuple(FORMS), ("figures_form",)),
+    "patterns": (PATTERNS, ("figures_pattern",)),
+    "signs": (tuple(SIGNS), ("signs",)),
+    "landcover": (tuple(COVERS), ("landcover",)),
 }
 
 
 def render_task(name: str, *, train: int = 600, test: int = 300, seed: int = 0) -> RenderedTask:
     """Render a demo task, or a further one such as ``letters-17``, the same way every time.
 
-    `train` and `test` count images; classes come as evenly as the counts allow. Handwritten figures run out
+    `train` and `test` count images; classes come as evenly as the counts allow. Handwritten digits run out
     at 1,140 and 600. Raises DataError for an unknown name or a count below one.
     """
     if min(train, test) < 1:
@@ -102,12 +102,12 @@ def render_task(name: str, *, train: int = 600, test: int = 300, seed: int = 0) 
 
 
 def more_tasks(count: int) -> tuple[str, ...]:
-    """Return `count` names of further tasks, families in turn, for tests of scale.
+    """Return `count` names of further tasks, kinds in turn, for tests of scale.
 
-    Each is a subset of a family's classes, 6 or more of them, with images of its own.
+    Each has 6 to 12 of its kind's classes, with images of its own.
     """
-    families = tuple(_POOLS)
-    return tuple(f"{families[number % len(families)]}-{number}" for number in range(count))
+    kinds = tuple(_POOLS)
+    return tuple(f"{kinds[number % len(kinds)]}-{number}" for number in range(count))
 
 
 def _recipe(name: str) -> _Recipe:
@@ -117,14 +117,13 @@ def _recipe(name: str) -> _Recipe:
     if further is None or further[1] not in _POOLS:
         raise DataError(
             f"unknown task {name!r}: the demo suite has {', '.join(_DEMO)}, "
-            f"and further tasks named {', '.join(f'{family}-<number>' for family in _POOLS)}"
+            f"and further tasks named {', '.join(f'{kind}-<number>' for kind in _POOLS)}"
         )
-    classes, painters = _POOLS[further[1]]
+    classes, models = _POOLS[further[1]]
     rng = stream(0, name, "recipe")
     size = int(rng.integers(6, min(len(classes), 12) + 1))
     chosen = np.sort(rng.choice(len(classes), size, replace=False))
-    paint = painters[rng.integers(len(painters))]
-    return _Recipe(further[1], tuple(classes[i] for i in chosen), paint)
+    return _DEMO[models[rng.integers(len(models))]]._replace(classes=tuple(classes[i] for i in chosen))
 
 
 def _render(

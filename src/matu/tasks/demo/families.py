@@ -18,27 +18,27 @@ from matu.tasks.demo.patterns import PATTERNS, pattern
 
 Painter = Callable[[Scene, str], None]  # paints one example of the named class
 
-# Of each figure scikit-learn holds at least 174: the first for training, the last for testing.
+# Of each digit scikit-learn holds at least 174: the first for training, the last for testing.
 HANDWRITTEN_PER_CLASS = (114, 60)
 
 
-def paint_handwriting(scene: Scene, figure: str) -> None:
-    """Write a real handwritten figure, another one for every example, in ink on stained paper."""
+def paint_handwriting(scene: Scene, digit: str) -> None:
+    """Write a real handwritten digit, another one for every example, in ink on stained paper."""
     pose = scene.pose(half_px=(13, 16), turn=9, slant=scene.rng.uniform(-0.2, 0.2), shift=2.5)
     to_source = np.linalg.inv(pose.matrix) * 4  # the source's 8 x 8 pixels fill the frame
     affine = np.column_stack([to_source, 4 - to_source @ pose.centre]).ravel().tolist()
-    source = Image.fromarray(_handwriting()[int(figure)][scene.nth])
+    source = Image.fromarray(_handwriting()[int(digit)][scene.nth])
     grey = source.transform(scene.image.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
     scene.stain(grey.point(_SHARPEN), scene.ink())
 
 
-_SHARPEN = np.clip((np.arange(256) - 80) * 2.0, 0, 255).astype(int).tolist()
+_SHARPEN = np.clip((np.arange(256) - 95) * 2.0, 0, 255).astype(int).tolist()
 
 
 @cache
 def _handwriting() -> tuple[NDArray[np.uint8], ...]:
     bunch = load_digits()
-    return tuple((bunch.images[bunch.target == figure] * 15.9).astype(np.uint8) for figure in range(10))
+    return tuple((bunch.images[bunch.target == digit] * 15.9).astype(np.uint8) for digit in range(10))
 
 
 def paint_symbol(scene: Scene, symbol: str, faces: tuple[Face, ...] = (SANS,), crowd: str = "") -> None:

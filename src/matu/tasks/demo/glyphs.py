@@ -1,4 +1,4 @@
-"""A small stroke font of our own: capitals and figures as polylines, drawn thick, thin, slanted or seriffed."""
+"""A small stroke font of our own: capitals and digits as polylines, drawn thick, thin, slanted or seriffed."""
 
 from __future__ import annotations
 
