@@ -26,7 +26,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-long: $(STAMP)
-	MATU_HYPOTHESIS=long $(BIN)/python -m pytest -m long
+	MATU_HYPOTHESIS=long $(BIN)/python -m pytest tests/vectors --timeout 3600
+	$(BIN)/python -m pytest -m long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -65,7 +65,7 @@ def test_run_prints_the_table_and_where_things_lie(home: Path, capsys: pytest.Ca
     for word in ("left", "middle", "right", "chance", "individual", "server", "delivered", "artifact", "mean"):
         assert word in shown.out
     assert "run folder: out" in shown.out
-    assert re.search(r"round 1/2  loss \d", shown.err)
+    assert re.search(r"round 1/2  3 tasks  loss \d.* images/s  .* left", shown.err)
     for name in ("config.toml", "metrics.jsonl", "result.json", "checkpoint/checkpoint.json", "artifact/artifact.json"):
         assert (home / "out" / name).is_file()
 
@@ -113,8 +113,9 @@ def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -
         (["run", "--config", "small.toml", "--image-size", "9"], "4 px patches"),
         (["run", "--config", "small.toml", "--backbone", "nonsense"], "no such bundled model"),
         (["run", "--config", "small.toml", "--device", "cuda:77"], "no such GPU"),
-        (["run", "--config", "small.toml", "--data-root", "/nowhere"], "MATU_DATA: /nowhere is no folder"),
+        (["run", "--config", "small.toml", "--data-root", "/nowhere"], "--data-root: /nowhere is no folder"),
         (["run", "--config", "small.toml", "--out", "."], "not empty"),
+        (["run", "--config", "small.toml", "--out", "small.toml/run"], "cannot be made"),
         (["run", "--resume", "nowhere"], "holds no run"),
         (["run", "--resume", "nowhere", "--config", "small.toml"], "give only --resume"),
         (["tasks", "nowhere"], "nowhere"),
@@ -143,6 +144,38 @@ def test_help_and_version(home: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert option in shown
 
 
+def test_booleans_go_both_ways(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "small.toml").write_text(CONFIG.replace("evaluate_every = 2", "reference = true"))
+    for flag, there in (("--reference", True), ("--no-reference", False)):
+        assert call("run", "--config", "small.toml", "--rounds", "1", "--json", flag, "--out", flag[2:]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["mean_accuracy"]["individual"] is not None) == there
+
+
+def test_folders_by_path_are_kept_whole_and_results_name_none(
+    home: Path, tiny_data: Path, tiny_vit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MATU_DATA")
+    monkeypatch.chdir(tiny_data)
+    words = ("--config", str(home / "small.toml"), "--tasks", "./left", "./right", "--backbone", str(tiny_vit))
+    assert call("run", *words, "--rounds", "1", "--json", "--out", str(home / "out")) == 0
+    said = capsys.readouterr().out
+    assert str(tiny_data) not in said
+    assert str(tiny_vit.parent) not in said
+    monkeypatch.chdir(home)
+    assert call("run", "--config", "out/config.toml", "--json", "--out", "again") == 0
+    assert without_times(json.loads(capsys.readouterr().out)) == without_times(json.loads(said))
+
+
+def test_two_processes_do_not_go_on_with_one_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = start(home, "--config", "small.toml", "--rounds", "500", "--out", "cut")
+    wait_for_round(home / "cut", 1, process)
+    assert call("run", "--resume", "cut") == 2
+    assert "another process is at work on this run" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+
+
 def test_resume_takes_no_other_settings(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("run", "--config", "small.toml", "--out", "out", "--json") == 0
     (home / "out/result.json").unlink()
@@ -153,8 +186,10 @@ def test_resume_takes_no_other_settings(home: Path, capsys: pytest.CaptureFixtur
 
 
 def start(home: Path, *words: str) -> subprocess.Popen[bytes]:
+    """`matu run` in a process of its own, with a cache of its own: what it says, it has worked out itself."""
     command = [sys.executable, "-m", "matu", "run", *words, "--json"]
-    return subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = os.environ | {"MATU_CACHE": str(home / "own-cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_for_round(out: Path, number: int, process: subprocess.Popen[bytes]) -> None:
@@ -167,16 +202,17 @@ def wait_for_round(out: Path, number: int, process: subprocess.Popen[bytes]) -> 
 
 
 def kill_and_resume(home: Path, moments: int, rounds: int) -> None:
-    """Kill -9 at random moments, resume each time, compare with a run that nobody disturbed."""
+    """Kill -9 at random moments, the last of them after the rounds; compare with a run that nobody disturbed."""
     draw = random.Random(moments)
     settings = ("--config", "small.toml", "--rounds", str(rounds), "--reference")
     assert call("run", *settings, "--out", "whole", "--json") == 0
     process = start(home, *settings, "--out", "cut")
-    for moment in range(moments):
-        wait_for_round(home / "cut", 1 + moment * (rounds - 2) // moments, process)
-        time.sleep(draw.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
+    for moment in range(1, moments + 1):
+        wait_for_round(home / "cut", rounds if moment == moments else moment * rounds // (moments + 1), process)
+        time.sleep(draw.random() * 0.05)
+        process.kill()
         process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
         with open(home / "cut" / "metrics.jsonl", "ab") as file:
             file.write(b'{"round": 1, "cli')  # the torn line that a dying machine may leave
         process = start(home, "--resume", "cut")
@@ -196,7 +232,7 @@ def kill_and_resume(home: Path, moments: int, rounds: int) -> None:
 
 
 def test_kill_9_and_resume(home: Path) -> None:
-    kill_and_resume(home, moments=2, rounds=40)
+    kill_and_resume(home, moments=2, rounds=120)
 
 
 @pytest.mark.long

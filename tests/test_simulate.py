@@ -58,8 +58,7 @@ def roots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Roots:
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in result.items() if k not in ("seconds", "images_per_second")}
-    if kept["individual"]:
-        kept["individual"] = {t: {**i, "seconds": None} for t, i in kept["individual"].items()}
+    kept["individual"] = {t: i and {**i, "seconds": None} for t, i in kept["individual"].items()}
     return kept
 
 
@@ -160,9 +159,7 @@ def test_a_complete_run_is_not_run_again(tiny_vit: Path, roots: Roots, tmp_path:
     assert simulate(config, out, roots, QUIET, resume=True) == first
 
 
-def test_a_checkpoint_of_another_config_or_other_data_is_refused(
-    tiny_vit: Path, roots: Roots, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_config_or_other_data_is_refused(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
     config, out = small(tiny_vit), tmp_path / "run"
     simulate(config, out, roots, QUIET)
     (out / "result.json").unlink()

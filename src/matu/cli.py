@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from matu.config import RunConfig, TasksConfig, read_config
-from matu.errors import ConfigError, MatuError
+from matu.errors import ConfigError, DataError, MatuError
 
 USAGE = """\
 matu: many-task federated fine-tuning with one unified task vector
@@ -91,19 +91,16 @@ def run_command(arguments: list[str]) -> int:
         return WRONG_INPUT
     try:
         return commands[arguments[0]](arguments[1:])
-    except (ConfigError, ValueError) as error:
-        if not isinstance(error, MatuError):
-            raise
+    except (MatuError, OSError) as error:
         print(f"matu: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except MatuError as error:
-        print(f"matu: {error}", file=sys.stderr)
-        return FAILED
+        return WRONG_INPUT if isinstance(error, (ConfigError, DataError)) else FAILED
+    except KeyboardInterrupt:
+        print("\nmatu: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parse(kind: Any, arguments: list[str], default: Any, command: str) -> Any:
-    marks = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(kind, args=arguments, default=default, prog=f"matu {command}", config=marks)
+    return tyro.cli(kind, args=arguments, default=default, prog=f"matu {command}", config=(tyro.conf.OmitArgPrefixes,))
 
 
 def _run(arguments: list[str]) -> int:
@@ -126,19 +123,33 @@ def _run(arguments: list[str]) -> int:
     name = "-".join(Path(task).name.replace(":", "-").replace("/", "-") for task in config.tasks.tasks[:3])
     out = parsed.resume or parsed.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     config.check()
+    if not resume:
+        config = _with_whole_paths(config)
     return _simulate(config, out, parsed, resume=bool(resume))
 
 
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """Folders given by path as whole paths, so that the run's config.toml means the same from anywhere."""
+
+    def whole(name: str) -> str:
+        return str(Path(name).expanduser().resolve()) if name.startswith((".", "/", "~")) else name
+
+    tasks = dataclasses.replace(config.tasks, tasks=tuple(whole(task) for task in config.tasks.tasks))
+    model = dataclasses.replace(config.model, backbone=whole(config.model.backbone))
+    return dataclasses.replace(config, tasks=tasks, model=model)
+
+
 def _simulate(config: RunConfig, out: Path, parsed: RunArguments, *, resume: bool) -> int:
-    _quiet_libraries()
+    _prepare_libraries()
     from matu.report import Display, print_result
     from matu.simulate import simulate
 
     try:
         result = simulate(config, out, _roots(parsed.folders), Display(quiet=parsed.json), resume=resume)
     except KeyboardInterrupt:
-        kept = (out / "checkpoint" / "checkpoint.json").is_file()
-        said = f"go on with: matu run --resume {out}" if kept else "no round was finished, nothing to resume"
+        said = "before the first round"
+        if (out / "config.toml").is_file():
+            said = " ".join(["go on with: matu run --resume", str(out), *_flags(parsed.folders)])
         print(f"\nmatu: stopped; {said}", file=sys.stderr)
         return INTERRUPTED
     if parsed.json:
@@ -152,7 +163,7 @@ def _tasks(arguments: list[str]) -> int:
     named = _leading_words(arguments)
     settings = dataclasses.replace(TasksConfig(), tasks=tuple(named)) if named else TasksConfig()
     parsed: TasksArguments = _parse(TasksArguments, arguments[len(named) :], TasksArguments(settings), "tasks")
-    _quiet_libraries()
+    _prepare_libraries()
     from matu.report.tasks import print_tasks, tasks_as_json
     from matu.tasks import load_tasks
     from matu.tasks.contact_sheet import contact_sheet
@@ -171,19 +182,26 @@ def _tasks(arguments: list[str]) -> int:
     return DONE
 
 
+def _flags(folders: Folders) -> list[str]:
+    """The folders that were given as options, as options again."""
+    given = {"--data-root": folders.data_root, "--models-root": folders.models_root, "--cache": folders.cache}
+    return [word for flag, folder in given.items() if folder for word in (flag, str(folder))]
+
+
 def _roots(folders: Folders) -> Any:
     from matu.simulate import Roots
     from matu.tasks import default_cache_dir
 
-    def root(flag: Path | None, variable: str) -> Path | None:
-        stated = flag or (Path(os.environ[variable]) if os.environ.get(variable) else None)
-        if stated is not None and not stated.is_dir():
-            raise ConfigError(f"{variable}: {stated} is no folder")
-        return stated
+    def root(flag: str, given: Path | None, variable: str) -> Path | None:
+        if given is None and os.environ.get(variable):
+            flag, given = variable, Path(os.environ[variable])
+        if given is not None and not given.is_dir():
+            raise ConfigError(f"{flag}: {given} is no folder")
+        return given
 
     return Roots(
-        root(folders.data_root, "MATU_DATA"),
-        root(folders.models_root, "MATU_MODELS"),
+        root("--data-root", folders.data_root, "MATU_DATA"),
+        root("--models-root", folders.models_root, "MATU_MODELS"),
         folders.cache or default_cache_dir(),
     )
 
@@ -219,8 +237,9 @@ def _leading_words(arguments: Sequence[str]) -> list[str]:
     return list(arguments[:first])
 
 
-def _quiet_libraries() -> None:
-    """A run's own lines are to be read: no telemetry, no progress bars and advice of libraries."""
+def _prepare_libraries() -> None:
+    """Before torch is imported: how its threads wait, no telemetry, no progress bars and advice of libraries."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait spin briefly: a busy machine stays usable
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,7 @@ from matu.files import append_line, finish_before_interrupt, write_atomic
 from matu.methods import METHODS, Method, Problem, State
 from matu.methods.individual import Individual, budget_steps, individual
 from matu.report import Display, build_result
-from matu.tasks import Task, load_tasks
+from matu.tasks import Task, class_list, load_tasks
 from matu.tasks.partition import partition
 from matu.training import Trainer, build_trainer, decide, prepare_machine
 
@@ -87,12 +92,38 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
     if resume and finished.is_file():
         display.say(f"{out} is complete; nothing to resume")
         return dict(json.loads(finished.read_text()))
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out}: there already, and not empty; take another folder, or --resume {out}")
+    if not resume:
+        _check_new(out)
     run = _prepare(config, out, roots, display)
     out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        write_atomic(out / "config.toml", write_config(run.config))
+    with _only_one(out):
+        if not resume:
+            write_atomic(out / "config.toml", write_config(run.config))
+        return _from_checkpoint(run, roots, display, resume=resume)
+
+
+def _check_new(out: Path) -> None:
+    """Refuse a folder that holds something, or cannot be made, before any work."""
+    if out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
+        raise ConfigError(f"--out {out}: there already, and not empty; take another folder, or --resume {out}")
+    above = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--out {out}: cannot be made, {above} is no folder that can be written to")
+
+
+@contextmanager
+def _only_one(out: Path) -> Iterator[None]:
+    """Hold the run folder: two processes that go on with one run would ruin it."""
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{out}: another process is at work on this run; wait for it, or stop it") from None
+        yield
+
+
+def _from_checkpoint(run: _Run, roots: Roots, display: Display, *, resume: bool) -> dict[str, Any]:
+    out = run.out
     progress = load_checkpoint(out / "checkpoint", run.identity) or Progress(0, run.method.start())
     if resume:
         display.say(f"resuming {out} after round {progress.round}")
@@ -103,8 +134,11 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
 
 def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _Run:
     t, f = config.tasks, config.federation
-    prepare_machine(config.machine)
-    display.say("reading tasks")
+    machine = decide(config, roots.models)  # loads the backbone: what is wrong with it is told before images are read
+    config = dataclasses.replace(config, machine=machine)
+    device = prepare_machine(machine)
+    trainer = build_trainer(config, roots.models, device, machine.precision)
+    display.say(f"computing on {device} in {machine.precision}, {machine.threads} threads; reading tasks")
     tasks = {
         task.name: task
         for task in load_tasks(
@@ -121,11 +155,6 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _R
         tasks_per_client=f.tasks_per_client, task_groups=[group.split("+") for group in f.task_groups],
         min_samples=f.min_samples,
     )  # fmt: skip
-    machine = decide(config, roots.models)
-    config = dataclasses.replace(config, machine=machine)
-    device = prepare_machine(machine)
-    display.say(f"computing on {device} in {machine.precision}, {machine.threads} threads")
-    trainer = build_trainer(config, roots.models, device, machine.precision)
     model = trainer.model
     problem = Problem({n: len(task.classes) for n, task in tasks.items()}, model.dim, model.backbone.features)
     method = METHODS[f.method](problem, config)
@@ -137,8 +166,9 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _R
         for name, share in shares_by_name.items()
     }
     federation = Federation(
-        method, f.method, clients, InProcess(sites), model.fingerprint, f.rounds, f.participation, machine.seed
-    )
+        method, f.method, clients, InProcess(sites), model.fingerprint,
+        {name: class_list(task.classes) for name, task in tasks.items()}, f.rounds, f.participation, machine.seed,
+    )  # fmt: skip
     evaluator = Evaluator(method, trainer, tasks, clients, machine.seed)
     identity = hashlib.sha256(
         "\n".join([config.digest(), model.fingerprint, *(task.digest for task in tasks.values())]).encode()
@@ -158,7 +188,7 @@ def _rounds(run: _Run, progress: Progress, display: Display) -> Progress:
         save_checkpoint(run.out / "checkpoint", reached, run.identity)
 
     def record(line: Any) -> None:
-        append_line(run.out / "metrics.jsonl", json.dumps(line))
+        append_line(run.out / "metrics.jsonl", json.dumps(line, allow_nan=False))
         clock = run.trainer.clock
         display.round(line, total, clock.train_images / max(clock.train_s, 1e-9))
 
@@ -179,33 +209,36 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
 
 def _conclude(run: _Run, progress: Progress, roots: Roots, display: Display) -> dict[str, Any]:
     display.say("evaluating on all test images")
-    before = run.trainer.clock.evaluate_s
+    began = time.perf_counter()
     evaluation = run.evaluator.at_the_end(progress.state)
-    progress.totals.evaluation_s += run.trainer.clock.evaluate_s - before
-    reference = _reference(run, roots, display) if run.config.evaluation.reference else None
+    spent = time.perf_counter() - began
+    progress.totals.evaluation_s += spent
+    progress.totals.total_s += spent
+    reference = _reference(run, roots, display) if run.config.evaluation.reference else {}
+    reference_s = sum(one.seconds for one in reference.values() if one) if reference else None
     m = run.config.model
     lora = {"rank": m.rank, "alpha": m.alpha, "targets": list(m.targets), "adapter_seed": m.adapter_seed}
     backbone = run.trainer.model.backbone
     result = build_result(
-        run.config, run.tasks, run.clients, run.method, progress, evaluation, reference,
+        run.config, run.tasks, run.clients, run.method, progress, evaluation, reference, reference_s,
         {"name": backbone.name, "sha256": backbone.digest},
     )  # fmt: skip
     with finish_before_interrupt():
         packed = run.method.downlink(progress.state, tuple(run.tasks))
         save_artifact(run.out / "artifact", packed, run.trainer.model, run.tasks, lora)
-        text = json.dumps(result, indent=1)
+        text = json.dumps(result, indent=1, allow_nan=False)
         write_atomic(run.out / "result.json", text.encode() + b"\n")
     return dict(json.loads(text))  # what is returned is what lies there, tuples as lists
 
 
-def _reference(run: _Run, roots: Roots, display: Display) -> dict[str, Individual]:
+def _reference(run: _Run, roots: Roots, display: Display) -> dict[str, Individual | None]:
     steps = {}
     for name, task in run.tasks.items():
         holders = sum(name in held for held in run.clients.values())
         steps[name] = budget_steps(run.config, len(task.train.labels), holders)
     return individual(
         run.trainer, run.tasks, run.config, steps=steps, cache=roots.cache / "individual",
-        tell=lambda task, number, count: display.say(f"individual reference: {task} ({number}/{count})"),
+        tell=display.say,
     )  # fmt: skip
 
 

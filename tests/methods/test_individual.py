@@ -4,6 +4,7 @@ import pytest
 
 from matu.config import FederationConfig, RunConfig, TrainingConfig
 from matu.methods.individual import budget_steps, individual
+from matu.training import TrainingError
 from world import tiny_task, tiny_trainer
 
 
@@ -25,11 +26,11 @@ def test_it_learns_and_the_cache_remembers(tiny_vit: Path, tmp_path: Path) -> No
     def ask(config: RunConfig):
         return individual(
             trainer, tasks, config, steps={"left": 160, "right": 160}, cache=tmp_path,
-            tell=lambda *what: told.append(what),
+            tell=told.append,
         )  # fmt: skip
 
     found = ask(RunConfig())
-    assert told == [("left", 1, 2), ("right", 2, 2)]
+    assert told == ["individual reference: left (1/2)", "individual reference: right (2/2)"]
     for one in found.values():
         assert one.accuracy == max(one.budget, one.plateau) > 0.8
         assert one.budget_epochs == 20
@@ -43,7 +44,41 @@ def test_it_learns_and_the_cache_remembers(tiny_vit: Path, tmp_path: Path) -> No
 
 def test_a_poor_budget_does_not_hide_the_plateau(tiny_vit: Path, tmp_path: Path) -> None:
     trainer, task = tiny_trainer(tiny_vit), tiny_task("left")
-    found = individual(
-        trainer, {"left": task}, RunConfig(), steps={"left": 1}, cache=tmp_path, tell=lambda *what: None
-    )["left"]
+    found = individual(trainer, {"left": task}, RunConfig(), steps={"left": 1}, cache=tmp_path, tell=lambda text: None)[
+        "left"
+    ]
     assert found.budget < found.plateau == pytest.approx(found.accuracy)
+
+
+def test_a_task_that_diverges_has_no_reference_and_the_others_do(
+    tiny_vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, told = tiny_trainer(tiny_vit), []
+    tasks = {name: tiny_task(name) for name in ("left", "right")}
+    train = type(trainer).train
+
+    def diverge(self, start, split, *rest, **more):
+        if split is tasks["left"].train:
+            raise TrainingError("the loss is nan")
+        return train(self, start, split, *rest, **more)
+
+    monkeypatch.setattr(type(trainer), "train", diverge)
+    found = individual(trainer, tasks, RunConfig(), steps={"left": 8, "right": 8}, cache=tmp_path, tell=told.append)
+    assert found["left"] is None
+    assert found["right"] is not None
+    assert "individual reference: left has none: the loss is nan" in told
+
+
+def test_a_damaged_cache_entry_is_made_again(tiny_vit: Path, tmp_path: Path) -> None:
+    trainer, tasks = tiny_trainer(tiny_vit), {"left": tiny_task("left")}
+
+    def ask():
+        return individual(trainer, tasks, RunConfig(), steps={"left": 8}, cache=tmp_path, tell=lambda text: None)
+
+    first = ask()["left"]
+    (entry,) = tmp_path.iterdir()
+    entry.write_text("{")
+    again = ask()["left"]
+    assert first is not None
+    assert again is not None
+    assert (again.budget, again.plateau) == (first.budget, first.plateau)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from transformers import ViTModel
+from transformers import BertConfig, BertModel, ViTModel
 
 from matu.errors import ConfigError, DataError
 from matu.models import AdaptedModel, load_backbone
@@ -158,3 +158,32 @@ def test_weights_in_pickle_files_are_not_read(tiny_vit: Path, tmp_path: Path) ->
 
 def test_the_trainer_of_the_tests_is_what_it_says(tiny_vit: Path) -> None:
     assert tiny_trainer(tiny_vit).model.dim == 768
+
+
+@pytest.mark.parametrize("content", ["{", '{"image_mean": null}', '{"image_std": [0, 1, 1]}', '{"image_mean": [0.5]}'])
+def test_a_preprocessing_that_cannot_be_is_refused(tiny_vit: Path, tmp_path: Path, content: str) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_vit / name).read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_backbone(str(tmp_path), image_size=8)
+
+
+def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=20)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="an image model"):
+        load_backbone(str(tmp_path), image_size=8)
+
+
+def test_the_fingerprint_follows_size_and_preprocessing(tiny_vit: Path, tmp_path: Path) -> None:
+    def fingerprint(folder: Path, size: int) -> str:
+        return AdaptedModel(
+            load_backbone(str(folder), image_size=size), rank=4, alpha=8.0, targets=("query",), adapter_seed=0,
+            device=torch.device("cpu"), low_precision=False,
+        ).fingerprint  # fmt: skip
+
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_vit / name).read_bytes())
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    assert len({fingerprint(tiny_vit, 8), fingerprint(tiny_vit, 16), fingerprint(tmp_path, 8)}) == 3

@@ -12,7 +12,8 @@ from matu.errors import DataError
 from matu.wire import Message, decode, encode, pack_bits, unpack_bits
 
 MESSAGE = Message(
-    method="matu", kind="update", round=3, site="north", fingerprint="f00d", tasks=("a", "b"), samples=(5, 7),
+    method="matu", kind="update", round=3, site="north", fingerprint="f00d", tasks=("a", "b"),
+    class_lists=("2:x", "3:y"), samples=(5, 7),
     metrics={"loss": 0.25},
     tensors={"vector": torch.tensor([1.5, -2.0, 0.0]), "masks": torch.tensor([[True, False, True], [False] * 3])},
 )  # fmt: skip
@@ -54,7 +55,7 @@ def test_bits_are_row_major_and_lowest_first() -> None:
 def header_of(**changes: object) -> bytes:
     header = {
         "format": 1, "method": "matu", "kind": "train", "round": 1, "site": "s", "fingerprint": "f",
-        "tasks": ["a"], "samples": [], "metrics": {}, "bits": {},
+        "tasks": ["a"], "class_lists": [], "samples": [], "metrics": {}, "bits": {},
     } | changes  # fmt: skip
     return save({"x": torch.zeros(1)}, {"matu": json.dumps(header)})
 
@@ -80,6 +81,7 @@ def test_the_header_as_written_by_hand_is_read() -> None:
         (header_of(site=4), "site 4"),
         (header_of(tasks=["a", "a"]), "distinct"),
         (header_of(tasks="a"), "distinct"),
+        (header_of(class_lists=["2:a", "2:b"]), "one text a task"),
         (header_of(samples=[0]), "> 0"),
         (header_of(samples=[1, 2]), "2 sample counts for 1 tasks"),
         (header_of(metrics={"loss": "low"}), "finite"),

@@ -20,13 +20,16 @@ FORMAT = 1
 
 @dataclass
 class Totals:
-    """Sums over the rounds so far."""
+    """Sums over the rounds so far; `silent_rounds` counts the latest ones in a row that nobody answered."""
 
     uplink_bytes: int = 0
     downlink_bytes: int = 0
-    updates: int = 0
+    messages_up: int = 0
+    messages_down: int = 0
     failures: int = 0
+    silent_rounds: int = 0
     images: int = 0
+    total_s: float = 0.0
     training_s: float = 0.0
     aggregation_s: float = 0.0
     evaluation_s: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,9 @@ from matu.federation.transport import Failure, Transport
 from matu.methods import Method, Round, State
 from matu.seeds import stream
 from matu.wire import Message, decode, encode
+
+SILENT_ROUNDS = 3
+"""Rounds in a row that nobody answers, after which a run stops."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Federation:
         Carries the messages.
     fingerprint
         Of the adapter, which all sites must share.
+    class_lists
+        By task, what tells its ordered class names (`class_list`).
     rounds, participation, seed
         How long, what share of the clients each round, and who.
     """
@@ -39,6 +44,7 @@ class Federation:
     clients: Mapping[str, tuple[str, ...]]
     transport: Transport
     fingerprint: str
+    class_lists: Mapping[str, str]
     rounds: int
     participation: float
     seed: int
@@ -64,20 +70,29 @@ def run_rounds(
     After each round, in this order: `evaluate` gives what to record of the new state (None: nothing),
     `record` gets one line, `save` the progress. What is recorded and not saved is to be dropped on resume.
 
+    A round that nobody answers changes nothing, and the run goes on.
+
     Raises
     ------
     MatuError
-        If no client of a round could be heard.
+        If nobody answers in several rounds in a row, or the numbers leave their range.
     """
+    mark = time.perf_counter()
     for number in range(progress.round + 1, federation.rounds + 1):
-        progress, line = _one_round(federation, progress, number)
-        began = time.perf_counter()
-        found = evaluate(number, progress.state)
-        progress.totals.evaluation_s += time.perf_counter() - began
-        if found is not None:
-            line |= found
+        try:
+            progress, line = _one_round(federation, progress, number)
+            began = time.perf_counter()
+            line |= evaluate(number, progress.state) or {}
+        except ValueError as error:  # of the mathematics: a result beyond the range of its type
+            raise MatuError(f"round {number}: {error}; what was saved before it is whole") from error
+        now = time.perf_counter()
+        progress.totals.evaluation_s += now - began
+        progress.totals.total_s += now - mark
+        mark = now
         record(line)
         save(progress)
+        if progress.totals.silent_rounds >= SILENT_ROUNDS:
+            raise MatuError(f"nobody answered in {SILENT_ROUNDS} rounds in a row; the last reasons: {line['failures']}")
     return progress
 
 
@@ -88,7 +103,7 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
     gathering = method.begin_round(progress.state)
     failures: dict[str, str] = {}
     losses: list[float] = []
-    uplink, waiting = 0, 0.0
+    uplink, messages_up, waiting = 0, 0, 0.0
     replies = iter(federation.transport.exchange(payloads))
     while True:
         asked = time.perf_counter()
@@ -100,7 +115,7 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
         if isinstance(reply, Failure):
             failures[site] = f"{reply.code}: {reply.reason}"
             continue
-        uplink += len(reply)
+        uplink, messages_up = uplink + len(reply), messages_up + 1
         try:
             update = _fold_in(federation, gathering, number, site, reply)
         except ValueError as error:  # of a message: its sender is left out, the round goes on
@@ -108,29 +123,37 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
             continue
         losses.append(update.metrics.get("loss", 0.0))
         totals.images += int(update.metrics.get("images", 0))
-    if not losses:
-        raise MatuError(f"round {number}: no client could be heard: {failures}")
     state = gathering.finish()
     downlink = sum(map(len, payloads.values()))
     totals.uplink_bytes += uplink
     totals.downlink_bytes += downlink
-    totals.updates += len(losses)
+    totals.messages_down += len(payloads)
+    totals.messages_up += messages_up
     totals.failures += len(failures)
+    totals.silent_rounds = 0 if losses else totals.silent_rounds + 1
     totals.training_s += waiting
     totals.aggregation_s += time.perf_counter() - began - waiting
     line = {
-        "round": number, "clients": list(payloads), "loss": math.fsum(losses) / len(losses),
+        "round": number, "clients": list(payloads), "tasks": _tasks_of(federation, payloads),
+        "loss": math.fsum(losses) / len(losses) if losses else None,
         "uplink_bytes": uplink, "downlink_bytes": downlink, "failures": failures,
         "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
     return Progress(number, state, totals), line
 
 
+def _tasks_of(federation: Federation, sites: Iterable[str]) -> list[str]:
+    """The tasks that some of the sites hold, each once."""
+    return sorted({task for site in sites for task in federation.clients[site]})
+
+
 def _downlink(federation: Federation, state: State, number: int, site: str) -> bytes:
     tasks = federation.clients[site]
     message = Message(
         method=federation.method_name, kind="train", round=number, site=site,
-        fingerprint=federation.fingerprint, tasks=tasks, tensors=federation.method.downlink(state, tasks),
+        fingerprint=federation.fingerprint, tasks=tasks,
+        class_lists=tuple(federation.class_lists[task] for task in tasks),
+        tensors=federation.method.downlink(state, tasks),
     )  # fmt: skip
     return encode(message)
 

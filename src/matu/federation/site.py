@@ -10,7 +10,7 @@ import numpy as np
 from matu.errors import DataError
 from matu.methods import Method
 from matu.seeds import stream
-from matu.tasks import Task
+from matu.tasks import Task, class_list
 from matu.training import Trainer, Weights
 from matu.wire import Message, decode, encode
 
@@ -77,11 +77,25 @@ class Site:
         )  # fmt: skip
         return encode(update)
 
+    def _check_classes(self, task: str, theirs: str) -> None:
+        ours = class_list(self.tasks[task].classes) if task in self.tasks else theirs
+        if ours == theirs:
+            return
+        here, there = ours.partition(":")[0], theirs.partition(":")[0]
+        if here != there:
+            raise DataError(f"site '{self.name}': task '{task}': {here} classes here, {there} at the server")
+        raise DataError(
+            f"site '{self.name}': task '{task}': the {here} classes have other names or another order than at the "
+            f"server; here they are {', '.join(self.tasks[task].classes)}"
+        )
+
     def _check(self, message: Message) -> None:
         expected = {
             "kind": "train", "method": self.method_name, "site": self.name,
             "fingerprint": self.trainer.model.fingerprint, "tasks": tuple(self.indices),
         }  # fmt: skip
+        for task, theirs in zip(message.tasks, message.class_lists, strict=False):
+            self._check_classes(task, theirs)
         for field, value in expected.items():
             if getattr(message, field) != value:
                 raise DataError(

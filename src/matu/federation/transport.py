@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +16,7 @@ class Failure:
     Attributes
     ----------
     code
-        "site" (it raised an error) or "deadline" (it was too late).
+        "site": it raised an error.
     reason
         For people.
     """
@@ -29,9 +28,7 @@ class Failure:
 class Transport(Protocol):
     """Gives every named site its bytes and hands back replies as they arrive."""
 
-    def exchange(
-        self, payloads: Mapping[str, bytes], *, deadline_s: float | None = None
-    ) -> Iterator[tuple[str, bytes | Failure]]:
+    def exchange(self, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
         """Pairs of site and reply, each site once, in order of arrival."""
 
 
@@ -47,16 +44,10 @@ class InProcess:
     def __init__(self, sites: Mapping[str, Callable[[bytes], bytes]]) -> None:
         self.sites = sites
 
-    def exchange(
-        self, payloads: Mapping[str, bytes], *, deadline_s: float | None = None
-    ) -> Iterator[tuple[str, bytes | Failure]]:
-        began = time.monotonic()
+    def exchange(self, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
         for name, payload in payloads.items():
-            if deadline_s is not None and time.monotonic() - began > deadline_s:
-                yield name, Failure("deadline", f"its turn had not come after {deadline_s} s")
-                continue
             try:
                 reply: bytes | Failure = self.sites[name](payload)
-            except MatuError as error:
+            except (MatuError, ValueError) as error:  # its data or its numbers; anything else is a bug, and stops
                 reply = Failure("site", str(error))
             yield name, reply

@@ -16,7 +16,7 @@ from matu.config import RunConfig
 from matu.files import write_atomic
 from matu.seeds import stream
 from matu.tasks import Task
-from matu.training import Trainer, Weights
+from matu.training import Trainer, TrainingError, Weights
 from matu.training.trainer import Fit, batches
 
 PATIENCE = 3
@@ -62,8 +62,8 @@ def individual(
     *,
     steps: Mapping[str, int],
     cache: Path,
-    tell: Callable[[str, int, int], None],
-) -> dict[str, Individual]:
+    tell: Callable[[str], None],
+) -> dict[str, Individual | None]:
     """Fine-tune every task alone; a task that the cache knows under the same settings is not trained again.
 
     Parameters
@@ -77,19 +77,39 @@ def individual(
     cache
         Folder of earlier results.
     tell
-        Called before each task with its name, its number from 1, and how many there are.
+        Takes a line for people: which task is next, or why one has no result.
+
+    Returns
+    -------
+    dict
+        By task; None where training left the finite numbers.
     """
-    found = {}
+    found: dict[str, Individual | None] = {}
     for number, (name, task) in enumerate(tasks.items(), 1):
-        tell(name, number, len(tasks))
+        tell(f"individual reference: {name} ({number}/{len(tasks)})")
         kept = cache / f"{_key(trainer, task, config, steps[name])}.json"
-        if kept.is_file():
-            found[name] = Individual(**json.loads(kept.read_text()))
+        known = _read(kept)
+        if known:
+            found[name] = known
             continue
-        found[name] = _fine_tune(trainer, task, config.machine.seed, steps[name])
+        try:
+            result = _fine_tune(trainer, task, config.machine.seed, steps[name])
+        except TrainingError as error:
+            tell(f"individual reference: {name} has none: {error}")
+            found[name] = None
+            continue
         cache.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, json.dumps(asdict(found[name])).encode())
+        write_atomic(kept, json.dumps(asdict(result)).encode())
+        found[name] = result
     return found
+
+
+def _read(path: Path) -> Individual | None:
+    """An earlier result; a file that cannot be read is as good as none."""
+    try:
+        return Individual(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def budget_steps(config: RunConfig, samples: int, holders: int) -> int:
@@ -108,9 +128,7 @@ def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int) -> Individua
     began = time.perf_counter()
     samples = len(task.train.labels)
     per_epoch = -(-samples // min(trainer.config.batch_size, samples))
-    start = Weights(
-        torch.zeros(trainer.model.dim), torch.zeros(len(task.classes), trainer.model.backbone.features + 1)
-    )
+    start = Weights(torch.zeros(trainer.model.dim), torch.zeros(len(task.classes), trainer.model.backbone.features + 1))
     draw = stream(seed, "individual", task.name)
     weights, _ = trainer.train(start, task.train, np.arange(samples), draw, steps=steps)
     budget = trainer.accuracy(weights, task.test)

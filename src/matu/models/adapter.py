@@ -66,8 +66,9 @@ class AdaptedModel:
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.layout = Layout.of(trained)
         self.fingerprint = self.layout.fingerprint(
-            backbone=backbone.digest, rank=rank, alpha=float(alpha), adapter_seed=adapter_seed
-        )
+            backbone=backbone.digest, rank=rank, alpha=float(alpha), adapter_seed=adapter_seed,
+            image_size=backbone.image_size, mean=str(backbone.mean), std=str(backbone.std),
+        )  # fmt: skip
         start = self.layout.flatten(_draw_start(trained, self.layout.names, adapter_seed))
         self.model.to(device)
         if low_precision:
@@ -106,7 +107,7 @@ class AdaptedModel:
         pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         pixels = pixels.sub_(self._mean).div_(self._std)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-            return self.backbone.encode(pixels, self.model)
+            return self.backbone.encode(pixels)
 
 
 def _target_layers(backbone: Backbone, targets: Sequence[str]) -> list[str]:

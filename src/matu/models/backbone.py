@@ -52,14 +52,17 @@ class Backbone:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def encode(self, pixels: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Image features: float [n, 3, size, size], normalised -> [n, features].
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Image features: float [n, 3, size, size], normalised -> [n, features]."""
+        return _encode(self.module, pixels)
 
-        `model` is the backbone with adapters around it; the bare one by default.
-        """
-        output = (model or self.module)(pixel_values=pixels)
-        pooled = getattr(output, "pooler_output", None)
-        return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+
+def _encode(module: nn.Module, pixels: Tensor) -> Tensor:
+    """The pooled output where the architecture has one, the class token elsewhere."""
+    output = module(pixel_values=pixels)
+    pooled = getattr(output, "pooler_output", None)
+    features: Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+    return features
 
 
 def load_backbone(name: str, *, image_size: int, models_root: Path | None = None) -> Backbone:
@@ -82,19 +85,21 @@ def load_backbone(name: str, *, image_size: int, models_root: Path | None = None
             _check_image_size(name, config, image_size)
             extra = {"add_pooling_layer": False} if _has_untrained_pooler(config) else {}
             module = AutoModel.from_pretrained(source, attn_implementation="eager", use_safetensors=True, **extra)
+            module = module.float().eval().requires_grad_(False)
+            digest = _digest(module)
+            _interpolate_positions(module, config, image_size)
+            mean, std = _normalisation(source)
+            with torch.no_grad():
+                features = _encode(module, torch.zeros(1, 3, image_size, image_size)).shape[1]
     except ConfigError:
         raise
     except Exception as error:
         raise DataError(
             f"backbone '{name}': cannot be loaded ({_first_line(error)}); expected '{BUNDLED[0]}', a Hugging Face "
-            "hub id, or a folder (also under MATU_MODELS) with config.json and model.safetensors"
+            "hub id, or a folder (also under MATU_MODELS) of an image model with config.json and model.safetensors"
         ) from error
-    module = module.float().eval().requires_grad_(False)
-    digest = _digest(module)
-    _interpolate_positions(module, config, image_size)
-    mean, std = _normalisation(source)
-    return Backbone(module, Path(name).name if Path(source).exists() else name, digest, image_size,
-                    _feature_width(config), mean, std)  # fmt: skip
+    shown = name if name in BUNDLED or not Path(source).exists() else Path(source).resolve().name
+    return Backbone(module, shown, digest, image_size, features, mean, std)
 
 
 @contextmanager
@@ -115,7 +120,7 @@ def _locate(name: str, models_root: Path | None) -> str:
     """A folder if one answers to the name, else the name itself: a hub id."""
     if name in BUNDLED:
         return str(resources.files("matu.models").joinpath(name.replace("-", "_")))
-    candidates = [Path(name), *([models_root / name] if models_root else [])]
+    candidates = [Path(name).expanduser(), *([models_root / name] if models_root else [])]
     for folder in candidates:
         if (folder / "config.json").is_file():
             return str(folder)
@@ -162,12 +167,13 @@ def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if path is None:
         return _IMAGENET_MEAN, _IMAGENET_STD
     stated = json.loads(Path(path).read_text())
-    return tuple(stated.get("image_mean", _IMAGENET_MEAN)), tuple(stated.get("image_std", _IMAGENET_STD))
-
-
-def _feature_width(config: Any) -> int:
-    sizes = getattr(config, "hidden_sizes", None)
-    return int(sizes[-1] if sizes else config.hidden_size)
+    mean, std = (
+        tuple(float(x) for x in stated.get(key, default))
+        for key, default in (("image_mean", _IMAGENET_MEAN), ("image_std", _IMAGENET_STD))
+    )
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"preprocessor_config.json: image_mean {mean}, image_std {std}; expected three numbers each")
+    return mean, std
 
 
 def _digest(module: nn.Module) -> str:

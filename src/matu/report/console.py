@@ -50,7 +50,9 @@ class Display:
             self._accuracy = f"accuracy {100 * line['mean_accuracy']['delivered']:.1f} % (round {number})"
         spent = time.monotonic() - self._began
         left = spent / (number - self._first) * (total - number)
-        facts = f"loss {line['loss']:.3f}  {self._accuracy}  {images_per_second:.0f} images/s  {_span(left)} left"
+        loss = "loss -" if line["loss"] is None else f"loss {line['loss']:.3f}"
+        parts = [f"{len(line['tasks'])} tasks", loss, self._accuracy, f"{images_per_second:.0f} images/s"]
+        facts = "  ".join([part for part in parts if part] + [f"{_span(left)} left"])
         if self._live:
             self._live.update(self._live.task_ids[0], completed=number, facts=facts)
         else:
@@ -66,7 +68,9 @@ class Display:
 
 
 def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def plain_console() -> Console:
@@ -123,6 +127,7 @@ def _footer(result: Mapping[str, Any]) -> list[str]:
         f"time: {seconds['total']:.0f} s, of it training {seconds['training']:.0f}, evaluation "
         f"{seconds['evaluation']:.0f}, aggregation {seconds['aggregation']:.0f}"
         + (f"; {rate:.0f} training images/s" if rate else "")
+        + (f"; the individual reference {seconds['reference']:.0f} s" if seconds["reference"] is not None else "")
     )
     if result["failures"]:
         lines.append(f"failures: {result['failures']} client rounds were left out; metrics.jsonl says why")

@@ -25,22 +25,23 @@ def build_result(
     method: Method,
     progress: Progress,
     evaluation: Evaluation,
-    reference: Mapping[str, Individual] | None,
+    reference: Mapping[str, Individual | None],
+    reference_s: float | None,
     backbone: Mapping[str, str],
 ) -> dict[str, Any]:
     """Everything a reader of a finished run may ask; what was not computed is None; no path of this machine."""
+    alone = {task: reference.get(task) for task in tasks}
     accuracy = {
         task: {
             "delivered": evaluation.delivered[task],
             "server": evaluation.server[task],
             "artifact": evaluation.artifact.get(task),
-            "individual": reference[task].accuracy if reference else None,
+            "individual": one.accuracy if (one := alone[task]) else None,
         }
         for task in tasks
     }
     worst = min(evaluation.clients, key=lambda name: (evaluation.clients[name], name))
     totals, f = progress.totals, config.federation
-    sent = totals.updates + totals.failures
     return {
         "method": f.method,
         "seed": config.machine.seed,
@@ -49,28 +50,29 @@ def build_result(
         "rounds": progress.round,
         "accuracy": accuracy,
         "mean_accuracy": {kind: _mean([a[kind] for a in accuracy.values()]) for kind in _KINDS},
-        "normalised": _normalised(accuracy) if reference else {"mean_of_ratios": None, "ratio_of_means": None},
+        "normalised": _normalised(accuracy),
         "worst_client": {
             "client": worst, "tasks": list(clients[worst]), "accuracy": evaluation.clients[worst],
         },
-        "individual": {t: dataclasses.asdict(i) for t, i in reference.items()} if reference else None,
+        "individual": {t: dataclasses.asdict(one) if one else None for t, one in alone.items()},
         "clients": {name: list(held) for name, held in clients.items()},
         "failures": totals.failures,
         "bytes": {
             "uplink_total": totals.uplink_bytes,
             "downlink_total": totals.downlink_bytes,
-            "uplink_per_client_round": totals.uplink_bytes / max(totals.updates, 1),
-            "downlink_per_client_round": totals.downlink_bytes / max(sent, 1),
+            "uplink_per_client_round": totals.uplink_bytes / max(totals.messages_up, 1),
+            "downlink_per_client_round": totals.downlink_bytes / max(totals.messages_down, 1),
         },
         "paper_mbits": f.participation * _mean([method.paper_bits(held) for held in clients.values()]) / 1e6,
         "seconds": {
-            "total": totals.training_s + totals.aggregation_s + totals.evaluation_s,
+            "total": totals.total_s,
             "training": totals.training_s,
             "aggregation": totals.aggregation_s,
             "evaluation": totals.evaluation_s,
+            "reference": reference_s,
         },
         "images_per_second": totals.images / totals.training_s if totals.training_s else None,
-        "config": _config(config, tasks),
+        "config": _config(config, tasks, backbone["name"]),
         "versions": {name: version(name) for name in ("matu", "torch", "transformers", "peft", "datasets", "numpy")}
         | {"python": platform.python_version()},
     }  # fmt: skip
@@ -83,18 +85,18 @@ def _task(task: Task) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _config(config: RunConfig, tasks: Mapping[str, Task]) -> dict[str, Any]:
+def _config(config: RunConfig, tasks: Mapping[str, Task], backbone: str) -> dict[str, Any]:
     """The configuration, with sources and names where the run's own may be paths."""
     table = dataclasses.asdict(config)
     table["tasks"]["tasks"] = [task.source for task in tasks.values()]
-    table["model"]["backbone"] = config.model.backbone.rstrip("/").rpartition("/")[2]
+    table["model"]["backbone"] = backbone
     return table
 
 
 def _normalised(accuracy: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     delivered = [a["delivered"] for a in accuracy.values()]
     alone = [a["individual"] for a in accuracy.values()]
-    if min(alone) <= 0:
+    if any(not one for one in alone):
         return {"mean_of_ratios": None, "ratio_of_means": None}
     return {
         "mean_of_ratios": _mean([d / i for d, i in zip(delivered, alone, strict=True)]),

@@ -3,6 +3,6 @@
 from matu.tasks.cache import default_cache_dir
 from matu.tasks.loading import load_tasks
 from matu.tasks.suites import SUITES, resolve
-from matu.tasks.task import Split, Task
+from matu.tasks.task import Split, Task, class_list
 
-__all__ = ["SUITES", "Split", "Task", "default_cache_dir", "load_tasks", "resolve"]
+__all__ = ["SUITES", "Split", "Task", "class_list", "default_cache_dir", "load_tasks", "resolve"]

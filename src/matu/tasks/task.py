@@ -36,6 +36,11 @@ class Task:
     skipped: int
 
 
+def class_list(classes: Sequence[str]) -> str:
+    """What tells an ordered list of class names from others in a message: their number, and a hash."""
+    return f"{len(classes)}:{hashlib.sha256(json.dumps(list(classes)).encode()).hexdigest()[:16]}"
+
+
 def split_digest(images_sha256: str, labels: np.ndarray) -> dict[str, object]:
     """What a split adds to its task's digest: sample count and the hashes of pixels and labels."""
     labels_sha256 = hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()

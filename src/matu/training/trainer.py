@@ -100,14 +100,9 @@ class Trainer:
             fit.step(split, batch)
         return fit.weights(), fit.mean_loss()
 
-    def predict(self, weights: Weights, images: np.ndarray) -> Tensor:
-        """Logits, float32 [n, classes], of uint8 images [n, size, size, 3]."""
-        self.model.load(weights.vector)
-        return self.predict_as_is(weights.head, images)
-
     @torch.inference_mode()
     def predict_as_is(self, head: Tensor, images: np.ndarray, *, batch_size: int = 250) -> Tensor:
-        """As `predict`, with the adapter as it stands."""
+        """Logits, float32 [n, classes], of uint8 images [n, size, size, 3], with the adapter as it stands."""
         began = time.perf_counter()
         head = head.to(self.model.device)
         parts = []

@@ -20,7 +20,9 @@ from torch import Tensor
 from matu.errors import DataError
 
 FORMAT = 1
-_HEADER_KEYS = {"format", "method", "kind", "round", "site", "fingerprint", "tasks", "samples", "metrics", "bits"}
+_HEADER_KEYS = {
+    "format", "method", "kind", "round", "site", "fingerprint", "tasks", "class_lists", "samples", "metrics", "bits",
+}  # fmt: skip
 _KINDS = ("train", "update")
 
 
@@ -42,6 +44,8 @@ class Message:
         Of the adapter layout and start (`Layout.fingerprint`): both sides must hold the same.
     tasks
         Names, in the order of the rows of stacked tensors.
+    class_lists
+        Per task, what tells its ordered class names (server to site), or empty.
     samples
         Training samples per task (updates), or empty.
     metrics
@@ -56,6 +60,7 @@ class Message:
     site: str
     fingerprint: str
     tasks: tuple[str, ...]
+    class_lists: tuple[str, ...] = ()
     samples: tuple[int, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -74,9 +79,10 @@ def encode(message: Message) -> bytes:
     header = {
         "format": FORMAT, "method": message.method, "kind": message.kind, "round": message.round,
         "site": message.site, "fingerprint": message.fingerprint, "tasks": list(message.tasks),
-        "samples": list(message.samples), "metrics": dict(message.metrics), "bits": bits,
+        "class_lists": list(message.class_lists), "samples": list(message.samples),
+        "metrics": dict(message.metrics), "bits": bits,
     }  # fmt: skip
-    return bytes_of_tensors(packed, {"matu": json.dumps(header, separators=(",", ":"))})
+    return bytes_of_tensors(packed, {"matu": json.dumps(header, separators=(",", ":"), allow_nan=False)})
 
 
 def decode(payload: bytes) -> Message:
@@ -99,8 +105,8 @@ def decode(payload: bytes) -> Message:
         tensors[name] = unpack_bits(tensors[name], shape)
     return Message(
         method=header["method"], kind=header["kind"], round=header["round"], site=header["site"],
-        fingerprint=header["fingerprint"], tasks=tuple(header["tasks"]), samples=tuple(header["samples"]),
-        metrics=header["metrics"], tensors=tensors,
+        fingerprint=header["fingerprint"], tasks=tuple(header["tasks"]), class_lists=tuple(header["class_lists"]),
+        samples=tuple(header["samples"]), metrics=header["metrics"], tensors=tensors,
     )  # fmt: skip
 
 
@@ -122,6 +128,9 @@ def _check_header(header: object) -> None:
     tasks, samples = header["tasks"], header["samples"]
     if not isinstance(tasks, list) or not all(isinstance(t, str) for t in tasks) or len(set(tasks)) != len(tasks):
         stop(f"tasks {tasks!r}, expected a list of distinct names")
+    lists = header["class_lists"]
+    if not isinstance(lists, list) or not all(isinstance(c, str) for c in lists) or len(lists) not in (0, len(tasks)):
+        stop(f"class_lists {lists!r}, expected none or one text a task")
     if not isinstance(samples, list) or not all(type(n) is int and n > 0 for n in samples):
         stop(f"samples {samples!r}, expected a list of whole numbers > 0")
     if samples and len(samples) != len(tasks):

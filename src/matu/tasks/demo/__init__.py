@@ -32,7 +32,7 @@ from matu.tasks.demo.patterns import PATTERNS
 
 __all__ = ["DEMO_8", "RENDERER_VERSION", "RenderedTask", "more_tasks", "render_task"]
 
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 """Part of a cached rendering's key: raise it whenever a task's pixels change."""
 
 PAPER = (0.6, 0.95)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
-from sklearn.datasets import load_digits
 
 from matu.tasks.demo.canvas import Points, Scene
 from matu.tasks.demo.forms import DISC, FORMS, SQUARE, TRIANGLE, regular
@@ -24,19 +23,21 @@ HANDWRITTEN_PER_CLASS = (114, 60)
 
 def paint_handwriting(scene: Scene, digit: str) -> None:
     """Write a real handwritten digit, another one for every example, in ink on stained paper."""
-    pose = scene.pose(half_px=(13, 16), turn=9, slant=scene.rng.uniform(-0.2, 0.2), shift=2.5)
+    pose = scene.pose(half_px=(12, 14), turn=5, squeeze=scene.rng.uniform(1.1, 1.4), shift=1.5)
     to_source = np.linalg.inv(pose.matrix) * 4  # the source's 8 x 8 pixels fill the frame
     affine = np.column_stack([to_source, 4 - to_source @ pose.centre]).ravel().tolist()
     source = Image.fromarray(_handwriting()[int(digit)][scene.nth])
     grey = source.transform(scene.image.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
-    scene.stain(grey.point(_SHARPEN), scene.ink())
+    scene.stain(grey.point(_SHARPEN), scene.ink(0.5))
 
 
-_SHARPEN = np.clip((np.arange(256) - 95) * 2.0, 0, 255).astype(int).tolist()
+_SHARPEN = np.clip((np.arange(256) - 105) * 2.5, 0, 255).astype(int).tolist()
 
 
 @cache
 def _handwriting() -> tuple[NDArray[np.uint8], ...]:
+    from sklearn.datasets import load_digits  # here: importing it takes seconds, and few runs need it
+
     bunch = load_digits()
     return tuple((bunch.images[bunch.target == digit] * 15.9).astype(np.uint8) for digit in range(10))
 
@@ -45,11 +46,13 @@ def paint_symbol(scene: Scene, symbol: str, faces: tuple[Face, ...] = (SANS,), c
     """Write a symbol over clutter; symbols drawn from `crowd` are cut off by the frame beside it."""
     face = faces[scene.rng.integers(len(faces))]
     slant = scene.rng.uniform(-face.slant, face.slant)
-    pose = scene.pose(half_px=(9, 12), turn=12, slant=slant, squeeze=scene.rng.uniform(0.65, 0.95), shift=4.5)
+    pose = scene.pose(
+        half_px=(9, 12), turn=12, slant=slant, squeeze=scene.rng.uniform(0.65, 0.95), shift=3.5 if crowd else 4.5
+    )
     ink = scene.ink()
     scene.clutter(2)
     if crowd:
-        for side in (-2.8, 2.8):
+        for side in (-3.2, 3.2):
             neighbour = crowd[scene.rng.integers(len(crowd))]
             write(scene, neighbour, pose.inner((side, 0.0), (1.0, 1.0)), face, ink)
     write(scene, symbol, pose, face, ink)
@@ -62,10 +65,10 @@ def paint_figure(scene: Scene, name: str, label_by: str) -> None:
     form, kind = (name, drawn) if label_by == "form" else (drawn, name)
     ink = scene.ink(0.35)
     scene.clutter(2)
-    form_mask = scene.stencil(scene.pose(half_px=(10.5, 13.5), turn=18, shift=4)(FORMS[form]))
+    form_mask = scene.stencil(scene.pose(half_px=(10.5, 13.5), turn=15, shift=4)(FORMS[form]))
     scene.stain(form_mask, ink)
     pattern_mask = pattern(kind, scene.rng, scene.rng.uniform(5, 7))
-    scene.stain(ImageChops.multiply(form_mask, pattern_mask), ink + 0.6 * (float(ink.mean() < 0.5) - ink))
+    scene.stain(ImageChops.multiply(form_mask, pattern_mask), ink + 0.5 * (float(ink.mean() < 0.5) - ink))
 
 
 RED, BLUE, YELLOW = (0.78, 0.1, 0.12), (0.1, 0.25, 0.7), (0.95, 0.75, 0.1)
