@@ -1,0 +1,47 @@
+"""Backbones other than ViT: loaded, adapted, trained a step, at the checkpoint's size and at others."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BeitConfig,
+    BeitModel,
+    DeiTConfig,
+    DeiTModel,
+    Dinov2Config,
+    Dinov2Model,
+    SwinConfig,
+    SwinModel,
+)
+
+from matu.models import AdaptedModel, load_backbone
+
+PLAIN = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16,
+    "patch_size": 4,
+}  # fmt: skip
+FAMILIES = {
+    "deit": lambda: DeiTModel(DeiTConfig(**PLAIN)),
+    "beit": lambda: BeitModel(BeitConfig(**PLAIN)),
+    "dinov2": lambda: Dinov2Model(Dinov2Config(**{k: v for k, v in PLAIN.items() if k != "intermediate_size"})),
+    "swin": lambda: SwinModel(
+        SwinConfig(embed_dim=16, depths=[1], num_heads=[2], window_size=2, image_size=16, patch_size=4)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_loads_and_trains_at_any_size_its_patches_divide(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    FAMILIES[family]().save_pretrained(tmp_path)
+    for size in (16, 8, 32):
+        model = AdaptedModel(
+            load_backbone(str(tmp_path), image_size=size), rank=2, alpha=2.0, targets=("query", "key", "value"),
+            adapter_seed=0, device=torch.device("cpu"), low_precision=False,
+        )  # fmt: skip
+        images = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+        features = model.features(images)
+        assert features.shape == (2, model.backbone.features)
+        (features * torch.randn(features.shape)).sum().backward()
+        assert model.parameters.grad.any()
