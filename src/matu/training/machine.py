@@ -39,7 +39,6 @@ def prepare_machine(config: MachineConfig) -> torch.device:
     if config.threads:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
-        torch.set_flush_denormal(True)
         _keep_freed_memory()
     else:
         torch.backends.cudnn.deterministic = True
