@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from matu.config import FederationConfig, MachineConfig, RunConfig, TasksConfig, read_config, write_config
+from matu.bench import read_comparison
+from matu.config import FederationConfig, MachineConfig, RunConfig, TasksConfig, read_config, read_table, write_config
 from matu.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -30,14 +31,22 @@ def test_every_option_is_written() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
 def test_the_configs_of_the_repository_are_valid(path: Path) -> None:
-    read_config(path).check()
+    if {"compare", "settings"} & set(read_table(path)):
+        read_comparison(path).check()
+    else:
+        read_config(path).check()
+
+
+def test_a_comparison_is_no_run() -> None:
+    with pytest.raises(ConfigError, match="describes a comparison of several runs; matu compare --config"):
+        read_config(CONFIGS / "figure5.toml")
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("rounds = 3", "unknown 'rounds'; known are tasks, model, federation"),
-        ("[federation]\nround = 3", r"\[federation\]: unknown 'round'; known are method, clients"),
+        ("[federation]\nround = 3", r"\[federation\]: unknown 'round'; known are method, options, clients"),
         ("[federation]\nrounds = 3.5", "rounds: 3.5; expected a whole number"),
         ("[federation]\nrounds = true", "rounds: True; expected a whole number"),
         ("[federation]\nzeta_c = '1'", "zeta_c: '1'; expected a number"),

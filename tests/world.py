@@ -11,9 +11,11 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from matu.config import TrainingConfig
+from matu.methods import Problem
 from matu.models import AdaptedModel, load_backbone
 from matu.tasks import Split, Task
 from matu.training import Trainer
+from matu.vectors import Layout
 
 SIZE = 8
 
@@ -36,6 +38,11 @@ def tiny_trainer(folder: Path, *, low_precision: bool = False, rank: int = 4, **
         adapter_seed=0, device=torch.device("cpu"), low_precision=low_precision,
     )  # fmt: skip
     return Trainer(model, TrainingConfig(**{"batch_size": 8, "learning_rate": 1e-2, **training}))  # type: ignore[arg-type]
+
+
+def tiny_problem(classes: Mapping[str, int], dim: int, features: int) -> Problem:
+    """The sizes of a problem whose adapter is one parameter of `dim` numbers."""
+    return Problem(classes, Layout(("adapter",), ((dim,),)), features)
 
 
 def images_of(label: int, count: int, seed: int) -> np.ndarray:

@@ -22,7 +22,10 @@ USAGE = """\
 matu: many-task federated fine-tuning with one unified task vector
 
   matu run      run a federation in this process, from start to table
+  matu compare  run several methods side by side: tuned alike, tables and figures
   matu tasks    list and check tasks: classes, counts, a contact sheet
+  matu methods  list the methods and their options
+  matu bits     the paper's bit counts, computed beside the printed ones
 
 matu COMMAND --help tells the options of a command; matu --version the version.
 """
@@ -49,7 +52,7 @@ class RunArguments:
     settings: RunConfig
     folders: Folders = dataclasses.field(default_factory=Folders)
     config: Path | None = None
-    """TOML file with settings; options on the command line go before it."""
+    """TOML file with settings; options on the command line override it."""
     out: Path | None = None
     """Run folder to make; runs/<time>-<tasks> by default."""
     resume: Path | None = None
@@ -70,6 +73,34 @@ class TasksArguments:
     """Print the list as JSON."""
 
 
+@dataclass(frozen=True)
+class CompareArguments:
+    """Run methods side by side on one footing, or reuse what is done: tune, run, write tables and figures."""
+
+    base: RunConfig
+    folders: Folders = dataclasses.field(default_factory=Folders)
+    config: Path | None = None
+    """TOML file with a run's settings, and perhaps [compare] and [settings.NAME]."""
+    out: Path | None = None
+    """Folder of the comparison; comparisons/<name of the configuration> by default. The same command goes on."""
+    methods: str = ""
+    """Methods by comma, options after a space: "matu,fedavg,mat_fl rounds=300,matu rule=off"; empty: all."""
+    settings: str = ""
+    """Settings by comma: single,many, or those of the configuration; empty: all."""
+    seeds: str = ""
+    """Seeds by comma: 0,1,2."""
+    learning_rates: str = ""
+    """Grid on which every method is tuned, by comma; a single one is used as it is."""
+    tune_rounds: int = 0
+    """Rounds of a tuning run; 0: as configured (20)."""
+    target: float = 0.0
+    """Share of individual's mean accuracy for "rounds to target"; 0: as configured (0.75)."""
+    jobs: int = 0
+    """Runs at a time; 0: one a core on a CPU, one on a GPU."""
+    json: bool = False
+    """Print results.json alone on stdout."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `matu` and `python -m matu`; exits with 0, 1 (failed), 2 (wrong input) or 130 (Ctrl-C)."""
     sys.exit(run_command(list(sys.argv[1:] if arguments is None else arguments)))
@@ -77,7 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
-    commands: dict[str, Callable[[list[str]], int]] = {"run": _run, "tasks": _tasks}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "run": _run, "compare": _compare, "tasks": _tasks, "methods": _methods, "bits": _bits,
+    }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return DONE if arguments else WRONG_INPUT
@@ -100,6 +133,11 @@ def run_command(arguments: list[str]) -> int:
 
 
 def _parse(kind: Any, arguments: list[str], default: Any, command: str) -> Any:
+    stray = _leading_words(arguments)
+    if stray:
+        raise ConfigError(
+            f"matu {command}: {' '.join(stray)}: expected options; tasks are named by --tasks {' '.join(stray)}"
+        )
     return tyro.cli(kind, args=arguments, default=default, prog=f"matu {command}", config=(tyro.conf.OmitArgPrefixes,))
 
 
@@ -136,7 +174,11 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
 
     tasks = dataclasses.replace(config.tasks, tasks=tuple(whole(task) for task in config.tasks.tasks))
     model = dataclasses.replace(config.model, backbone=whole(config.model.backbone))
-    return dataclasses.replace(config, tasks=tasks, model=model)
+    method = config.federation.method
+    if method.endswith(".py"):
+        method = str(Path(method).expanduser().resolve())
+    federation = dataclasses.replace(config.federation, method=method)
+    return dataclasses.replace(config, tasks=tasks, model=model, federation=federation)
 
 
 def _simulate(config: RunConfig, out: Path, parsed: RunArguments, *, resume: bool) -> int:
@@ -147,7 +189,7 @@ def _simulate(config: RunConfig, out: Path, parsed: RunArguments, *, resume: boo
     try:
         result = simulate(config, out, _roots(parsed.folders), Display(quiet=parsed.json), resume=resume)
     except KeyboardInterrupt:
-        said = "before the first round"
+        said = "nothing was begun, no folder is left; start again"
         if (out / "config.toml").is_file():
             said = " ".join(["go on with: matu run --resume", str(out), *_flags(parsed.folders)])
         print(f"\nmatu: stopped; {said}", file=sys.stderr)
@@ -180,6 +222,83 @@ def _tasks(arguments: list[str]) -> int:
     else:
         print_tasks(tasks, parsed.sheet)
     return DONE
+
+
+def _compare(arguments: list[str]) -> int:
+    _prepare_libraries()
+    from matu.bench import Bench, Comparison, compare, read_comparison
+    from matu.report import Display
+
+    file = _value_of("--config", arguments)
+    described = read_comparison(Path(file)) if file else Comparison(RunConfig())
+    parsed: CompareArguments = _parse(CompareArguments, arguments, CompareArguments(described.base), "compare")
+    out = parsed.out or Path("comparisons") / (Path(file).stem if file else "demo-8")
+    comparison = _chosen(dataclasses.replace(described, base=_with_whole_paths(parsed.base)), parsed)
+    display = Display(quiet=parsed.json)
+    try:
+        results = compare(comparison, Bench(out, _roots(parsed.folders), parsed.jobs, display.say))
+    except KeyboardInterrupt:
+        print(f"\nmatu: stopped; finished runs stay in {out}; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+    print(json.dumps(results, indent=1) if parsed.json else (out / "table.md").read_text())
+    display.say(f"{out}: results.json  table.md  table.tex  figures/  cells/")
+    return DONE
+
+
+def _chosen(comparison: Any, parsed: CompareArguments) -> Any:
+    """The comparison with what the command line asks for."""
+    if parsed.base.federation.method != RunConfig().federation.method or parsed.base.federation.options:
+        raise ConfigError("--method and --options are of a single run; expected --methods, options after a space")
+
+    def numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(word) for word in text.split(","))
+        except ValueError:
+            raise ConfigError(f"{option} {text!r}: expected numbers by comma") from None
+
+    changes: dict[str, Any] = {}
+    if parsed.methods:
+        changes["methods"] = tuple(word.strip() for word in parsed.methods.split(","))
+    if parsed.settings:
+        names = [word.strip() for word in parsed.settings.split(",")]
+        unknown = [name for name in names if name not in comparison.settings]
+        if unknown:
+            raise ConfigError(f"--settings {', '.join(unknown)}: expected some of {', '.join(comparison.settings)}")
+        changes["settings"] = {name: comparison.settings[name] for name in names}
+        if comparison.tune_setting not in names:
+            changes["tune_setting"] = names[-1]
+    if parsed.seeds:
+        changes["seeds"] = numbers("--seeds", parsed.seeds, int)
+    if parsed.learning_rates:
+        changes["learning_rates"] = numbers("--learning-rates", parsed.learning_rates, float)
+    changes |= {k: v for k, v in (("tune_rounds", parsed.tune_rounds), ("target", parsed.target)) if v}
+    return dataclasses.replace(comparison, **changes)
+
+
+def _methods(arguments: list[str]) -> int:
+    _no_more("methods", arguments)
+    _prepare_libraries()
+    from matu.methods import find_method, method_names
+
+    for name in method_names():
+        kind = find_method(name)
+        about = (sys.modules[kind.__module__].__doc__ or "").split("\n", 1)[0]
+        options = [f"{field.name}={field.default}" for field in dataclasses.fields(kind.Options)]
+        print(f"{name:16} {about.partition(': ')[2]}" + (f"\n{'':16} options: {', '.join(options)}" if options else ""))
+    return DONE
+
+
+def _bits(arguments: list[str]) -> int:
+    _no_more("bits", arguments)
+    from matu.bits import text
+
+    print(text())
+    return DONE
+
+
+def _no_more(command: str, arguments: list[str]) -> None:
+    if arguments:
+        raise ConfigError(f"matu {command}: takes no options, found {' '.join(arguments)}")
 
 
 def _flags(folders: Folders) -> list[str]:

@@ -47,14 +47,18 @@ class ModelConfig:
     """Layers with an adapter: query, key, value, or the backbone's own layer names."""
     adapter_seed: int = 0
     """Seed of A's draw, which all sites share."""
+    start_b: float = 0.0
+    """B starts uniform in ± this; 0: B = 0, the usual start. More lets A learn where features are linearised."""
 
 
 @dataclass(frozen=True)
 class FederationConfig:
     """Who takes part, with which data, for how long."""
 
-    method: Literal["matu"] = "matu"
-    """The federated method."""
+    method: str = "matu"
+    """The federated method: matu, fedavg, … (matu methods lists them), or a Python file that holds one."""
+    options: tuple[str, ...] = ()
+    """The method's own options, name=value: mu=0.1 for fedprox."""
     clients: int = 30
     """Number of clients, N."""
     participation: float = 0.2
@@ -68,7 +72,7 @@ class FederationConfig:
     tasks_per_client: int = 0
     """Give every client this many tasks, drawn evenly, in place of zeta_t; 0: off."""
     task_groups: tuple[str, ...] = ()
-    """Give clients these groups of tasks in turn, in place of zeta_t; a group is its tasks joined by +: mnist+dtd10."""
+    """Groups given to clients in turn, in place of zeta_t: mnist+dtd10; a task in none goes where tasks are fewest."""
     min_samples: int = 10
     """Fewest training samples of a task at one of its holders."""
 
@@ -103,6 +107,8 @@ class MatuConfig:
     """ε: similarity (Eq. 5) above which a task counts as similar; 0.5 is chance."""
     rule: Literal["average", "half_sum", "literal", "off"] = "average"
     """How Eq. 6 and 7 are read."""
+    unification: bool = True
+    """Off, a control: every task's own vector travels, none is unified."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ class EvaluationConfig:
     """Test images a task on the way (the same ones every time); 0: all. The end always uses all."""
     reference: bool = False
     """Also fine-tune every task alone on its pooled data (individual), to normalise by."""
+    held_out: bool = False
+    """For tuning: train on nine tenths of the training images, measure on the tenth, never on test images."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,7 @@ class RunConfig:
             (tasks.max_test >= 0, f"max_test {tasks.max_test}: expected 0 (all) or more"),
             (model.rank >= 1, f"rank {model.rank}: expected 1 or more"),
             (0 < model.alpha < float("inf"), f"alpha {model.alpha}: expected more than 0"),
+            (0 <= model.start_b < float("inf"), f"start_b {model.start_b}: expected 0 or more"),
             (len(model.targets) > 0, "targets: none named; expected for example query, key, value"),
             (f.clients >= 1, f"clients {f.clients}: expected 1 or more"),
             (0 < f.participation <= 1, f"participation {f.participation}: expected more than 0, at most 1"),
@@ -195,13 +204,34 @@ def read_config(path: Path) -> RunConfig:
     ConfigError
         For a missing or broken file, an unknown section or option, or a value of another type.
     """
+    table = read_table(path)
+    if "compare" in table or "settings" in table:
+        raise ConfigError(f"{path}: describes a comparison of several runs; matu compare --config {path} runs it")
+    return config_of(table, str(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; ConfigError if it is missing or broken."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
-    return _from_table(RunConfig, table, str(path))
+
+
+def config_of(table: dict[str, Any], where: str) -> RunConfig:
+    """A configuration from a table of sections; ConfigError, naming `where`, for what does not fit."""
+    config: RunConfig = _from_table(RunConfig, table, where)
+    return config
+
+
+def config_table(config: RunConfig) -> dict[str, Any]:
+    """The complete configuration as sections of options, tuples as lists."""
+    return {
+        section: {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+        for section, options in dataclasses.asdict(config).items()
+    }
 
 
 def write_config(config: RunConfig) -> bytes:

@@ -8,27 +8,32 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from matu.artifact import save_artifact
 from matu.config import RunConfig, write_config
 from matu.errors import ConfigError, DataError
-from matu.federation.checkpoint import Progress, load_checkpoint, save_checkpoint
+from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_checkpoint
 from matu.federation.evaluation import Evaluation, Evaluator
 from matu.federation.rounds import Federation, run_rounds
 from matu.federation.site import Site
 from matu.federation.transport import InProcess
 from matu.files import append_line, finish_before_interrupt, write_atomic
-from matu.methods import METHODS, Method, Problem, State
-from matu.methods.individual import Individual, budget_steps, individual
+from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
+from matu.methods.base import parse_options
+from matu.methods.individual import Alone, individual
+from matu.methods.matu import pack
 from matu.report import Display, build_result
-from matu.tasks import Task, class_list, load_tasks
+from matu.tasks import Task, class_list, held_out, load_tasks
 from matu.tasks.partition import partition
-from matu.training import Trainer, build_trainer, decide, prepare_machine
+from matu.training import Trainer, Weights, build_trainer, decide, prepare_machine
+from matu.words import counted
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,16 @@ class _Run:
     config: RunConfig
     out: Path
     tasks: dict[str, Task]
-    clients: dict[str, tuple[str, ...]]
+    shares: dict[str, dict[str, np.ndarray]]
     trainer: Trainer
-    method: Method
-    federation: Federation
-    evaluator: Evaluator
+    kind: type[Method] | type[Reference]
+    problem: Problem
     identity: str
+
+    @property
+    def clients(self) -> dict[str, tuple[str, ...]]:
+        """Tasks by client."""
+        return {name: tuple(share) for name, share in self.shares.items()}
 
 
 def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, resume: bool = False) -> dict[str, Any]:
@@ -99,7 +108,9 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
     with _only_one(out):
         if not resume:
             write_atomic(out / "config.toml", write_config(run.config))
-        return _from_checkpoint(run, roots, display, resume=resume)
+        if issubclass(run.kind, Reference):
+            return _alone(run, run.kind, roots, display)
+        return _federate(run, run.kind, roots, display, resume=resume)
 
 
 def _check_new(out: Path) -> None:
@@ -122,33 +133,23 @@ def _only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def _from_checkpoint(run: _Run, roots: Roots, display: Display, *, resume: bool) -> dict[str, Any]:
-    out = run.out
-    progress = load_checkpoint(out / "checkpoint", run.identity) or Progress(0, run.method.start())
-    if resume:
-        display.say(f"resuming {out} after round {progress.round}")
-    keep_lines(out / "metrics.jsonl", progress.round)
-    progress = _rounds(run, progress, display)
-    return _conclude(run, progress, roots, display)
-
-
 def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _Run:
     t, f = config.tasks, config.federation
+    kind = find_method(f.method)
+    parse_options(kind, f.options)
     machine = decide(config, roots.models)  # loads the backbone: what is wrong with it is told before images are read
     config = dataclasses.replace(config, machine=machine)
     device = prepare_machine(machine)
     trainer = build_trainer(config, roots.models, device, machine.precision)
-    display.say(f"computing on {device} in {machine.precision}, {machine.threads} threads; reading tasks")
-    tasks = {
-        task.name: task
-        for task in load_tasks(
-            t.tasks, image_size=t.image_size, data_root=roots.data, cache_dir=roots.cache,
-            skip_bad_images=t.skip_bad_images, max_train=t.max_train, max_test=t.max_test,
-        )
-    }  # fmt: skip
+    display.say(f"computing on {device} in {machine.precision}, {counted(machine.threads, 'thread')}; reading tasks")
+    loaded = load_tasks(
+        t.tasks, image_size=t.image_size, data_root=roots.data, cache_dir=roots.cache,
+        skip_bad_images=t.skip_bad_images, max_train=t.max_train, max_test=t.max_test,
+    )  # fmt: skip
+    tasks = {task.name: held_out(task) if config.evaluation.held_out else task for task in loaded}
     for name, task in tasks.items():
         if task.skipped:
-            display.say(f"task '{name}': {task.skipped} images could not be decoded and are left out")
+            display.say(f"task '{name}': {counted(task.skipped, 'image')} could not be decoded and left out")
     shares = partition(
         {name: task.train.labels for name, task in tasks.items()},
         clients=f.clients, zeta_c=f.zeta_c, zeta_t=f.zeta_t, seed=config.machine.seed,
@@ -156,45 +157,84 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _R
         min_samples=f.min_samples,
     )  # fmt: skip
     model = trainer.model
-    problem = Problem({n: len(task.classes) for n, task in tasks.items()}, model.dim, model.backbone.features)
-    method = METHODS[f.method](problem, config)
     width = len(str(f.clients - 1))
-    shares_by_name = {f"client-{n:0{width}d}": share for n, share in enumerate(shares)}
-    clients = {name: tuple(share) for name, share in shares_by_name.items()}
-    sites = {
-        name: Site(name, share, tasks, trainer, method, f.method, machine.seed)
-        for name, share in shares_by_name.items()
-    }
-    federation = Federation(
-        method, f.method, clients, InProcess(sites), model.fingerprint,
-        {name: class_list(task.classes) for name, task in tasks.items()}, f.rounds, f.participation, machine.seed,
+    facts = [config.digest(), method_source(f.method), model.fingerprint, *(task.digest for task in tasks.values())]
+    return _Run(
+        config, out, tasks, {f"client-{n:0{width}d}": share for n, share in enumerate(shares)}, trainer, kind,
+        Problem({n: len(task.classes) for n, task in tasks.items()}, model.layout, model.backbone.features),
+        hashlib.sha256("\n".join(facts).encode()).hexdigest(),
     )  # fmt: skip
-    evaluator = Evaluator(method, trainer, tasks, clients, machine.seed)
-    identity = hashlib.sha256(
-        "\n".join([config.digest(), model.fingerprint, *(task.digest for task in tasks.values())]).encode()
-    ).hexdigest()
-    return _Run(config, out, tasks, clients, trainer, method, federation, evaluator, identity)
 
 
-def _rounds(run: _Run, progress: Progress, display: Display) -> Progress:
+def _alone(run: _Run, kind: type[Reference], roots: Roots, display: Display) -> dict[str, Any]:
+    """A reference: sites or a centre that train alone; resumed through what the cache remembers."""
+    began, clock = time.perf_counter(), run.trainer.clock
+    found = kind(run.config).accuracies(
+        run.trainer, run.tasks, run.shares, cache=roots.cache, tell=display.say
+    )  # fmt: skip
+    totals = Totals(images=clock.train_images, total_s=time.perf_counter() - began, training_s=clock.train_s)
+    evaluation = Evaluation.of_clients(found, run.tasks)
+    return _write_result(run, Progress(0, {}, totals), evaluation, 0.0, roots, display)
+
+
+def _federate(run: _Run, kind: type[Method], roots: Roots, display: Display, *, resume: bool) -> dict[str, Any]:
+    """A federated method: rounds from the checkpoint on, evaluation, artifact."""
+    out, f, seed = run.out, run.config.federation, run.config.machine.seed
+    method = kind(run.problem, run.config)
+    trainer = dataclasses.replace(run.trainer, objective=method.objective)
+    name = method_name(f.method)
+    sites = {
+        site: Site(site, share, run.tasks, trainer, method, name, seed) for site, share in run.shares.items()
+    }  # fmt: skip
+    federation = Federation(
+        method, name, run.clients, InProcess(sites), trainer.model.fingerprint,
+        {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed,
+    )  # fmt: skip
+    progress = load_checkpoint(out / "checkpoint", run.identity) or Progress(0, method.start())
+    for site, memory in progress.memories.items():
+        sites[site].memory = memory
+    if resume:
+        display.say(f"resuming {out} after round {progress.round}")
+    keep_lines(out / "metrics.jsonl", progress.round)
+    evaluator = Evaluator(method, trainer, run.tasks, run.clients, lambda site: sites[site].memory, seed)
+    progress = _rounds(run, federation, evaluator, progress, sites, display)
+    display.say("evaluating on all test images")
+    began = time.perf_counter()
+    evaluation = evaluator.at_the_end(progress.state)
+    spent = time.perf_counter() - began
+    progress.totals.evaluation_s += spent
+    progress.totals.total_s += spent
+    server = method.server_weights(progress.state)
+    if server:
+        _save_artifact(run, server, linearised=method.objective.linearised)
+    bits = [method.paper_bits(tasks) for tasks in run.clients.values()]
+    mbits = f.participation * sum(bits) / len(bits) / 1e6
+    return _write_result(run, progress, evaluation, mbits, roots, display)
+
+
+def _rounds(
+    run: _Run, federation: Federation, evaluator: Evaluator, progress: Progress, sites: Mapping[str, Site],
+    display: Display,
+) -> Progress:  # fmt: skip
     e, total = run.config.evaluation, run.config.federation.rounds
 
     def evaluate(number: int, state: State) -> dict[str, Any] | None:
         if not e.evaluate_every or number % e.evaluate_every or number == total:
             return None
-        return _as_line(run.evaluator.on_the_way(state, e.evaluate_images))
+        return _as_line(evaluator.on_the_way(state, e.evaluate_images))
 
     def save(reached: Progress) -> None:
+        reached.memories = {name: site.memory for name, site in sites.items() if site.memory}
         save_checkpoint(run.out / "checkpoint", reached, run.identity)
 
     def record(line: Any) -> None:
         append_line(run.out / "metrics.jsonl", json.dumps(line, allow_nan=False))
-        clock = run.trainer.clock
+        clock = evaluator.trainer.clock
         display.round(line, total, clock.train_images / max(clock.train_s, 1e-9))
 
     display.start_rounds(progress.round, total)
     try:
-        return run_rounds(run.federation, progress, evaluate=evaluate, record=record, save=save)
+        return run_rounds(federation, progress, evaluate=evaluate, record=record, save=save)
     finally:
         display.end_rounds()
 
@@ -203,43 +243,36 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
     found = {"delivered": dict(evaluation.delivered), "server": dict(evaluation.server)}
     return {
         "accuracy": found,
-        "mean_accuracy": {kind: sum(by_task.values()) / len(by_task) for kind, by_task in found.items()},
+        "mean_accuracy": {kind: sum(by_task.values()) / len(by_task) for kind, by_task in found.items() if by_task},
     }
 
 
-def _conclude(run: _Run, progress: Progress, roots: Roots, display: Display) -> dict[str, Any]:
-    display.say("evaluating on all test images")
-    began = time.perf_counter()
-    evaluation = run.evaluator.at_the_end(progress.state)
-    spent = time.perf_counter() - began
-    progress.totals.evaluation_s += spent
-    progress.totals.total_s += spent
-    reference = _reference(run, roots, display) if run.config.evaluation.reference else {}
-    reference_s = sum(one.seconds for one in reference.values() if one) if reference else None
+def _save_artifact(run: _Run, server: Mapping[str, Weights], *, linearised: bool) -> None:
     m = run.config.model
-    lora = {"rank": m.rank, "alpha": m.alpha, "targets": list(m.targets), "adapter_seed": m.adapter_seed}
-    backbone = run.trainer.model.backbone
-    result = build_result(
-        run.config, run.tasks, run.clients, run.method, progress, evaluation, reference, reference_s,
-        {"name": backbone.name, "sha256": backbone.digest},
-    )  # fmt: skip
+    lora = {
+        "rank": m.rank, "alpha": m.alpha, "targets": list(m.targets), "adapter_seed": m.adapter_seed,
+        "start_b": m.start_b, "linearised": linearised,
+    }  # fmt: skip
     with finish_before_interrupt():
-        packed = run.method.downlink(progress.state, tuple(run.tasks))
-        save_artifact(run.out / "artifact", packed, run.trainer.model, run.tasks, lora)
-        text = json.dumps(result, indent=1, allow_nan=False)
+        save_artifact(run.out / "artifact", pack(server), run.trainer.model, run.tasks, lora)
+
+
+def _write_result(
+    run: _Run, progress: Progress, evaluation: Evaluation, paper_mbits: float, roots: Roots, display: Display
+) -> dict[str, Any]:
+    reference: dict[str, Alone | None] = {}
+    if run.config.evaluation.reference:
+        holders = {name: sum(name in held for held in run.clients.values()) for name in run.tasks}
+        reference = individual(
+            run.trainer, run.tasks, run.config, holders=holders, cache=roots.cache, tell=display.say
+        )  # fmt: skip
+    result = build_result(
+        run.config, run.tasks, run.clients, paper_mbits, progress, evaluation, reference, run.trainer.model.backbone
+    )
+    text = json.dumps(result, indent=1, allow_nan=False)
+    with finish_before_interrupt():
         write_atomic(run.out / "result.json", text.encode() + b"\n")
     return dict(json.loads(text))  # what is returned is what lies there, tuples as lists
-
-
-def _reference(run: _Run, roots: Roots, display: Display) -> dict[str, Individual | None]:
-    steps = {}
-    for name, task in run.tasks.items():
-        holders = sum(name in held for held in run.clients.values())
-        steps[name] = budget_steps(run.config, len(task.train.labels), holders)
-    return individual(
-        run.trainer, run.tasks, run.config, steps=steps, cache=roots.cache / "individual",
-        tell=display.say,
-    )  # fmt: skip
 
 
 def keep_lines(path: Path, last_round: int) -> None:

@@ -14,7 +14,9 @@ from matu.simulate import keep_lines
 
 
 def progress(number: int) -> Progress:
-    return Progress(number, {"vector/a": torch.arange(5.0) * number}, Totals(uplink_bytes=number, training_s=0.5))
+    memories = {"north": {"head/a": torch.ones(2) * number}, "süd 2": {"block": torch.zeros(1)}}
+    totals = Totals(uplink_bytes=number, training_s=0.5)
+    return Progress(number, {"vector/a": torch.arange(5.0) * number}, totals, memories)
 
 
 def test_what_is_saved_is_loaded_and_older_states_go(tmp_path: Path) -> None:
@@ -24,6 +26,8 @@ def test_what_is_saved_is_loaded_and_older_states_go(tmp_path: Path) -> None:
     assert found is not None
     assert (found.round, found.totals) == (3, progress(3).totals)
     assert torch.equal(found.state["vector/a"], progress(3).state["vector/a"])
+    assert {site: list(memory) for site, memory in found.memories.items()} == {"north": ["head/a"], "süd 2": ["block"]}
+    assert torch.equal(found.memories["north"]["head/a"], torch.ones(2) * 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.json", "state-000003.safetensors"]
 
 
@@ -81,8 +85,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         load_checkpoint(tmp_path, "run")
-    (tmp_path / "checkpoint.json").write_text('{"format": 2}')
-    with pytest.raises(DataError, match="format 2"):
+    (tmp_path / "checkpoint.json").write_text('{"format": 1}')
+    with pytest.raises(DataError, match="format 1"):
         load_checkpoint(tmp_path, "run")
 
 

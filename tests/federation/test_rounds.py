@@ -10,11 +10,13 @@ from matu.errors import DataError, MatuError
 from matu.federation.checkpoint import Progress
 from matu.federation.rounds import Federation, run_rounds
 from matu.federation.transport import Failure, InProcess
-from matu.methods import Matu, Problem
+from matu.methods import Local
+from matu.methods.matu import Matu
 from matu.training import Weights
 from matu.wire import Message, decode, encode
+from world import tiny_problem
 
-PROBLEM = Problem({"a": 2, "b": 3}, dim=9, features=3)
+PROBLEM = tiny_problem({"a": 2, "b": 3}, dim=9, features=3)
 METHOD = Matu(PROBLEM, RunConfig())
 CLIENTS = {f"client-{n}": tasks for n, tasks in enumerate([("a", "b"), ("a",), ("b",), ("a", "b")])}
 
@@ -35,7 +37,8 @@ class FakeSite:
                 start.head + torch.randn(start.head.shape, generator=draw),
             )
 
-        tensors = METHOD.local_update(message.tasks, message.tensors, train)
+        local = Local(message.tasks, dict.fromkeys(message.tasks, 10), {}, train)
+        tensors, _ = METHOD.local_update(local, message.tensors)
         fields = {
             "method": "matu", "kind": "update", "round": message.round, "site": self.name, "fingerprint": "f",
             "tasks": message.tasks, "samples": tuple(10 for _ in message.tasks),

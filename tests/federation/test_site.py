@@ -6,7 +6,8 @@ import pytest
 from matu.config import RunConfig
 from matu.errors import DataError
 from matu.federation.site import Site
-from matu.methods import Matu, Problem
+from matu.methods import Problem
+from matu.methods.matu import Matu
 from matu.tasks import class_list
 from matu.wire import Message, decode, encode
 from world import tiny_task, tiny_trainer
@@ -15,7 +16,7 @@ from world import tiny_task, tiny_trainer
 @pytest.fixture(scope="module")
 def site(tiny_vit: Path) -> Site:
     trainer, tasks = tiny_trainer(tiny_vit), {name: tiny_task(name) for name in ("left", "right")}
-    problem = Problem({"left": 3, "right": 3}, trainer.model.dim, trainer.model.backbone.features)
+    problem = Problem({"left": 3, "right": 3}, trainer.model.layout, trainer.model.backbone.features)
     indices = {"left": np.arange(0, 60, 2), "right": np.arange(10)}
     return Site("north", indices, tasks, trainer, Matu(problem, RunConfig()), "matu", seed=0)
 
@@ -26,7 +27,7 @@ def ask(site: Site, /, **changes: object) -> bytes:
         "method": "matu", "kind": "train", "round": 1, "site": "north", "tasks": tasks,
         "fingerprint": site.trainer.model.fingerprint,
         "class_lists": tuple(class_list(site.tasks[t].classes) for t in tasks),
-        "tensors": site.method.downlink({}, tasks),
+        "tensors": site.method.downlink({}, "north", tasks),
     } | changes  # fmt: skip
     return encode(Message(**fields))  # type: ignore[arg-type]
 

@@ -3,9 +3,18 @@ from pathlib import Path
 import pytest
 
 from matu.config import FederationConfig, RunConfig, TrainingConfig
-from matu.methods.individual import budget_steps, individual
+from matu.methods.individual import individual
+from matu.methods.reference import budget_steps
 from matu.training import TrainingError
 from world import tiny_task, tiny_trainer
+
+HOLDERS = {"left": 1, "right": 1}
+
+
+def spend(epochs: int, **training: float) -> RunConfig:
+    """A federation that spends so many epochs on every image."""
+    federation = FederationConfig(rounds=epochs, participation=1.0)
+    return RunConfig(federation=federation, training=TrainingConfig(**{"batch_size": 8, **training}))  # type: ignore[arg-type]
 
 
 def test_the_budget_is_what_the_federation_spends() -> None:
@@ -25,28 +34,27 @@ def test_it_learns_and_the_cache_remembers(tiny_vit: Path, tmp_path: Path) -> No
 
     def ask(config: RunConfig):
         return individual(
-            trainer, tasks, config, steps={"left": 160, "right": 160}, cache=tmp_path,
+            trainer, tasks, config, holders=HOLDERS, cache=tmp_path,
             tell=told.append,
         )  # fmt: skip
 
-    found = ask(RunConfig())
+    found = ask(spend(20))
     assert told == ["individual reference: left (1/2)", "individual reference: right (2/2)"]
     for one in found.values():
         assert one.accuracy == max(one.budget, one.plateau) > 0.8
         assert one.budget_epochs == 20
         assert 1 <= one.plateau_epochs <= 50
     trained = trainer.clock.train_images
-    assert ask(RunConfig()) == found
+    assert ask(spend(20)) == found
     assert trainer.clock.train_images == trained
-    ask(RunConfig(training=TrainingConfig(learning_rate=5e-3)))
+    ask(spend(20, learning_rate=5e-3))
     assert trainer.clock.train_images > trained
 
 
 def test_a_poor_budget_does_not_hide_the_plateau(tiny_vit: Path, tmp_path: Path) -> None:
     trainer, task = tiny_trainer(tiny_vit), tiny_task("left")
-    found = individual(trainer, {"left": task}, RunConfig(), steps={"left": 1}, cache=tmp_path, tell=lambda text: None)[
-        "left"
-    ]
+    config = spend(1, local_steps=1)
+    found = individual(trainer, {"left": task}, config, holders=HOLDERS, cache=tmp_path, tell=lambda text: None)["left"]
     assert found.budget < found.plateau == pytest.approx(found.accuracy)
 
 
@@ -63,7 +71,7 @@ def test_a_task_that_diverges_has_no_reference_and_the_others_do(
         return train(self, start, split, *rest, **more)
 
     monkeypatch.setattr(type(trainer), "train", diverge)
-    found = individual(trainer, tasks, RunConfig(), steps={"left": 8, "right": 8}, cache=tmp_path, tell=told.append)
+    found = individual(trainer, tasks, spend(1), holders=HOLDERS, cache=tmp_path, tell=told.append)
     assert found["left"] is None
     assert found["right"] is not None
     assert "individual reference: left has none: the loss is nan" in told
@@ -73,10 +81,10 @@ def test_a_damaged_cache_entry_is_made_again(tiny_vit: Path, tmp_path: Path) -> 
     trainer, tasks = tiny_trainer(tiny_vit), {"left": tiny_task("left")}
 
     def ask():
-        return individual(trainer, tasks, RunConfig(), steps={"left": 8}, cache=tmp_path, tell=lambda text: None)
+        return individual(trainer, tasks, spend(1), holders=HOLDERS, cache=tmp_path, tell=lambda text: None)
 
     first = ask()["left"]
-    (entry,) = tmp_path.iterdir()
+    (entry,) = (tmp_path / "individual").iterdir()
     entry.write_text("{")
     again = ask()["left"]
     assert first is not None

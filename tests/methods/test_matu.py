@@ -5,10 +5,12 @@ import torch
 import oracle
 from matu.config import MatuConfig, RunConfig
 from matu.errors import DataError
-from matu.methods import METHODS, Matu, Problem
+from matu.methods import Local
+from matu.methods.matu import Matu
 from matu.training import Weights
+from world import tiny_problem
 
-PROBLEM = Problem({"a": 2, "b": 3, "c": 2}, dim=11, features=4)
+PROBLEM = tiny_problem({"a": 2, "b": 3, "c": 2}, dim=11, features=4)
 
 
 def method(**changes: object) -> Matu:
@@ -32,7 +34,7 @@ def shift(seed: int):
 
 def test_before_round_1_everybody_gets_the_base() -> None:
     m = method()
-    opened = m.weights(("a", "c"), m.downlink(m.start(), ("a", "c")))
+    opened = m.weights(("a", "c"), m.downlink(m.start(), "north", ("a", "c")), {})
     for task in ("a", "c"):
         assert not opened[task].vector.any()
         assert opened[task].head.shape == (2, 5)
@@ -42,16 +44,21 @@ def test_before_round_1_everybody_gets_the_base() -> None:
 def test_a_client_with_one_task_gets_the_servers_vector_to_the_bit_and_sends_no_mask() -> None:
     m = method()
     state = play(m, m.start(), [(("a",), (7,), 1)])
-    sent = m.downlink(state, ("a",))
+    sent = m.downlink(state, "north", ("a",))
     assert "masks" not in sent
-    assert torch.equal(m.weights(("a",), sent)["a"].vector, m.server_weights(state)["a"].vector)
+    assert torch.equal(m.weights(("a",), sent, {})["a"].vector, m.server_weights(state)["a"].vector)
+
+
+def update(m: Matu, state, tasks, train):
+    """What a client sends that trains from its downlink."""
+    return m.local_update(Local(tasks, dict.fromkeys(tasks, 1), {}, train), m.downlink(state, "north", tasks))[0]
 
 
 def play(m: Matu, state, updates):
     """One round in which each client (tasks, samples, seed) trains from its downlink."""
     gathering = m.begin_round(state)
     for tasks, samples, seed in updates:
-        gathering.add(tasks, samples, m.local_update(tasks, m.downlink(state, tasks), shift(seed)[0]))
+        gathering.add(f"site-{seed}", tasks, samples, update(m, state, tasks, shift(seed)[0]))
     return gathering.finish()
 
 
@@ -74,7 +81,7 @@ def test_three_rounds_are_those_of_the_oracle(rule: str) -> None:
         new_heads: dict[str, list] = {}
         for held, samples, seed in updates:
             train, made = shift(seed)
-            m.local_update(held, m.downlink(state, held), train)
+            update(m, state, held, train)
             tau, bits, lambdas = oracle.unify([made[t].vector.tolist() for t in held])
             sent.append((list(held), tau, bits, lambdas, list(samples)))
             for t, count in zip(held, samples, strict=True):
@@ -92,7 +99,7 @@ def test_three_rounds_are_those_of_the_oracle(rule: str) -> None:
             torch.testing.assert_close(found[task].head.double(), heads[task], rtol=1e-5, atol=1e-5)
         held = ("a", "b")
         tau, bits, lambdas = oracle.unify([found[t].vector.tolist() for t in held])
-        opened = m.weights(held, m.downlink(state, held))
+        opened = m.weights(held, m.downlink(state, "north", held), {})
         for i, task in enumerate(held):
             np.testing.assert_allclose(
                 opened[task].vector.numpy(), [float(x) for x in oracle.modulate(tau, bits[i], lambdas[i])], atol=1e-5
@@ -114,8 +121,7 @@ def test_a_round_without_updates_changes_nothing() -> None:
 
 
 def good() -> dict[str, torch.Tensor]:
-    m = method()
-    return m.local_update(("a", "b"), m.downlink({}, ("a", "b")), shift(0)[0])
+    return update(method(), {}, ("a", "b"), shift(0)[0])
 
 
 @pytest.mark.parametrize(
@@ -128,8 +134,8 @@ def good() -> dict[str, torch.Tensor]:
         ({"masks": torch.ones(2, 11)}, "'masks'"),
         ({"rescalers": torch.tensor([1.0, -1.0])}, "below 0"),
         ({"rescalers": torch.tensor([1.0, float("nan")])}, "finite"),
-        ({"head/a": torch.zeros(3, 5)}, "task 'a': head"),
-        ({"head/b": torch.full((3, 5), float("nan"))}, "task 'b': head has entries that are not finite"),
+        ({"head/a": torch.zeros(3, 5)}, "'head/a' is"),
+        ({"head/b": torch.full((3, 5), float("nan"))}, "'head/b' has entries that are not finite"),
         ({"head/c": torch.zeros(2, 5)}, "holds tensors"),
         ({"vector": None}, "holds tensors"),
     ],
@@ -137,10 +143,10 @@ def good() -> dict[str, torch.Tensor]:
 def test_an_update_that_cannot_be_is_refused_and_leaves_the_round_as_it_was(change, said: str) -> None:
     m, tensors = method(), {k: v for k, v in (good() | change).items() if v is not None}
     gathering = m.begin_round({})
-    gathering.add(("a", "b"), (1, 1), good())
+    gathering.add("north", ("a", "b"), (1, 1), good())
     before = gathering.finish()
     with pytest.raises(ValueError, match=said):
-        gathering.add(("a", "b"), (2, 2), tensors)
+        gathering.add("south", ("a", "b"), (2, 2), tensors)
     after = gathering.finish()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -148,7 +154,7 @@ def test_an_update_that_cannot_be_is_refused_and_leaves_the_round_as_it_was(chan
 def test_a_downlink_that_does_not_fit_is_refused_at_the_site() -> None:
     m = method()
     with pytest.raises(DataError, match="holds tensors"):
-        m.weights(("a",), good())
+        m.weights(("a",), good(), {})
 
 
 def test_the_papers_bits() -> None:
@@ -161,10 +167,20 @@ def test_the_papers_printed_bits_of_table_1_are_near() -> None:
     # ViT-B/32, rank 16 on q, k, v: d = 884,736, features 768; participation 0.2; paper 6.32 and 8.04 M
     classes = {"sun397": 397, "cars": 196, "resisc45": 45, "eurosat": 10, "svhn": 10, "gtsrb": 43, "mnist": 10,
                "dtd": 47}  # fmt: skip
-    m = Matu(Problem(classes, dim=884_736, features=768), RunConfig())
+    m = Matu(tiny_problem(classes, dim=884_736, features=768), RunConfig())
     single = 0.2 * np.mean([m.paper_bits((task,)) for task in classes]) / 1e6
     assert single == pytest.approx(6.13, abs=0.01)
 
 
-def test_the_registry_names_it() -> None:
-    assert METHODS["matu"] is Matu
+def test_without_unification_every_task_travels_as_it_is() -> None:
+    m = method(unification=False, rule="off", agreement_threshold=0.0)
+    held, train, made = ("a", "b"), *shift(3)
+    sent = update(m, {}, held, train)
+    assert set(sent) == {"adapter/a", "adapter/b", "head/a", "head/b"}
+    assert all(torch.equal(sent[f"adapter/{t}"], made[t].vector) for t in held)
+    gathering = m.begin_round({})
+    gathering.add("north", held, (3, 4), sent)
+    found = m.weights(held, m.downlink(gathering.finish(), "north", held), {})
+    for task in held:  # one holder, threshold 0: the task mask is 1 wherever the vector is not 0
+        torch.testing.assert_close(found[task].vector, made[task].vector)
+    assert m.paper_bits(held) == 32 * (2 * 11 + 5 * 5)

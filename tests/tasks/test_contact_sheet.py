@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from matu.errors import ConfigError
-from matu.tasks.contact_sheet import THUMB, contact_sheet
+from matu.tasks.contact_sheet import THUMB, _font, contact_sheet
 from matu.tasks.task import Split, Task
 
 COLOURS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 250, 250]], np.uint8)
@@ -67,6 +67,18 @@ def test_long_names_are_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert max(len(text) for text in texts) < 150
     assert any(text.startswith("xxx") and text.endswith("…") for text in texts)
     assert any("4 bad left out" in text for text in texts)
+
+
+def test_names_beyond_ascii_are_drawn_or_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = written(monkeypatch)
+    task = coloured(classes=5)
+    names = ("Grüner Tee", "Gru\u0308ner Tee 2", "日本 茶", "Ａ\nZ", "чай \udcff")
+    contact_sheet([Task("thé", names, task.train, task.test, "folder:thé", "0" * 64, 0)], tmp_path / "sheet.png")
+    drawn = {"thé", "folder:thé", "Grüner Tee", "Grüner Tee 2", r"\u65e5\u672c \u8336", r"A\nZ", r"чай \udcff"}
+    assert drawn <= set(texts)
+    box = _font(12).getmask("\uffff")  # no character, so the font's sign for a missing one
+    for character in set("".join(drawn)) - {" "}:
+        assert bytes(_font(12).getmask(character)) != bytes(box), character
 
 
 @pytest.mark.parametrize("settings", [{"per_class": 0}, {"max_classes": 0}])

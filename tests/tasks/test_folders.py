@@ -34,9 +34,14 @@ def test_other_files_are_ignored_and_told(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         (more,) = load(tmp_path, "pets")
     assert [r.getMessage() for r in caplog.records] == [
-        "task 'pets': 2 files are no images in a class folder and are ignored, e.g. train/cat/notes.txt"
+        "task 'pets': 2 files ignored (no image in a class folder), e.g. train/cat/notes.txt"
     ]
     assert len(more.train.labels) == len(clean.train.labels) + 1
+    (folder / "test" / "stray.png").unlink()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        load(tmp_path, "pets")
+    assert caplog.messages == ["task 'pets': 1 file ignored (no image in a class folder), e.g. train/cat/notes.txt"]
 
 
 def test_class_folders_that_differ(tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_skipping_must_leave_images_of_every_class(tmp_path: Path) -> None:
     for file in (folder / "train" / "dog").iterdir():
         file.write_bytes(b"x")
     message = problem(tmp_path, "pets", skip_bad_images=True)
-    assert message == "task 'pets', split 'train': no images of class 'dog' once 2 bad images are left out"
+    assert message == "task 'pets', split 'train': no images of class 'dog' without its 2 bad images"
 
 
 def test_many_bad_images_are_summed_up(tmp_path: Path) -> None:

@@ -162,10 +162,16 @@ def test_too_few_samples_are_told_for_all_tasks() -> None:
     groups = [["svhn", "dtd", "cars"]]
     with pytest.raises(DataError) as raised:
         partition(labels, clients=4, zeta_c=1, zeta_t=0, seed=0, task_groups=groups)
-    assert str(raised.value).splitlines()[:2] == [
+    *lines, last = str(raised.value).splitlines()
+    assert lines == [
         "task 'svhn': 39 training samples for 4 holders, at least 40 needed (10 a holder)",
         "task 'cars': 25 training samples for 4 holders, at least 40 needed (10 a holder)",
     ]
+    assert last.startswith("holders of a task are the clients that hold it; ")
+    for option in ("--clients", "--tasks-per-client", "--zeta-t", "--min-samples"):
+        assert option in last
+    with pytest.raises(DataError, match="task 'one': 1 training sample for 1 holder, at least 10 needed"):
+        partition({"one": np.zeros(1, np.int64)}, clients=1, zeta_c=1, zeta_t=0, seed=0)
     shares = partition({"dtd": labels["dtd"]}, clients=4, zeta_c=1e-6, zeta_t=0, seed=0)
     assert [len(held["dtd"]) for held in shares] == [10] * 4
 

@@ -37,6 +37,20 @@ def test_missing_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert problem(tmp_path, "svhn") == f"task 'svhn': train/ in {tmp_path}/svhn; {expected}"
 
 
+def test_a_folder_of_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    (home / "notes").mkdir(parents=True)
+    neither = f"task 'home': {home} holds neither train/ and test/ nor train.parquet and test.parquet; "
+    monkeypatch.chdir(home)
+    expected = "expected train.parquet + test.parquet, or train/<class>/ and test/<class>/"
+    assert problem(tmp_path, ".") == neither + expected
+    write_pets(home / "pets")
+    assert problem(tmp_path, ".") == f"{neither}its folder pets looks like a task; name that"
+    write_image_folder(home / "zoo")
+    (home / "half" / "train").mkdir(parents=True)
+    assert problem(tmp_path, str(home)) == f"{neither}its folders pets, zoo look like tasks; name those"
+
+
 def test_bare_name_prefers_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pets(tmp_path / "data" / "pets")
     write_image_folder(tmp_path / "here" / "pets")

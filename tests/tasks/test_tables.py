@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -18,6 +19,8 @@ from task_files import (
     write_parquet,
     write_pets,
 )
+
+from matu.tasks.hub import hub_answers
 
 # Parquet folders
 
@@ -163,6 +166,8 @@ def test_class_lists_that_contradict(tmp_path: Path) -> None:
 
 def test_one_class_or_repeated_names(tmp_path: Path) -> None:
     write_parquet(tmp_path / "one", [(png(pixels(1)), 0)], [(png(pixels(1)), 0)], classes=["cat"])
+    write_parquet(tmp_path / "unnamed", pet_rows(), pet_rows(), classes=None, info={"classes": ["cat", " "]})
+    assert "task 'unnamed': class 1 has no name" in problem(tmp_path, "unnamed")
     assert "task 'one': one class only ('cat'); at least 2 are needed" in problem(tmp_path, "one")
     info = {"classes": ["cat", "cat"]}
     write_parquet(tmp_path / "twice", pet_rows(), pet_rows(), classes=None, info=info)
@@ -198,6 +203,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[object], list[tuple[object
             return held
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr("matu.tasks.hub.hub_answers", lambda: True)
         return asked
 
     return install
@@ -228,6 +234,34 @@ def test_hub_problems(tmp_path: Path, hub: Callable[[object], list[tuple[object,
     assert problem(tmp_path, "hub:someone/pets") == (
         "task 'pets': hub dataset 'someone/pets' cannot be loaded: Couldn't reach 'someone/pets'"
     )
+
+
+def test_hub_out_of_reach_is_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked: list[object] = []
+
+    def refuse(*address: object, **options: object) -> None:
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: SimpleNamespace(head=refuse))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    hub_answers.cache_clear()
+    message = problem(tmp_path, "hub:someone/pets", "hub:someone/zoo")
+    hub_answers.cache_clear()
+    assert asked == [(constants.ENDPOINT,)]
+    assert message.splitlines() == [
+        f"task {name!r}: hub dataset 'someone/{name}' cannot be loaded: "
+        f"Couldn't reach 'someone/{name}' on the Hub (OfflineModeIsEnabled)"
+        for name in ("pets", "zoo")
+    ]
+    assert not datasets.config.HF_HUB_OFFLINE
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_hub_dataset_through_the_real_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

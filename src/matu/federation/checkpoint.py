@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors
 from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
+from torch import Tensor
 
 from matu.errors import ConfigError, DataError
 from matu.files import finish_before_interrupt, write_atomic
 from matu.methods import State
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -37,11 +39,24 @@ class Totals:
 
 @dataclass
 class Progress:
-    """How far a run has come: everything the next round depends on."""
+    """How far a run has come: everything the next round depends on.
+
+    Attributes
+    ----------
+    round
+        Rounds done.
+    state
+        The server's.
+    totals
+        Of the rounds done.
+    memories
+        By site, what the method keeps there (where the sites live in this process).
+    """
 
     round: int
     state: State
     totals: Totals = field(default_factory=Totals)
+    memories: Mapping[str, State] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, progress: Progress, identity: str) -> None:
@@ -50,7 +65,10 @@ def save_checkpoint(folder: Path, progress: Progress, identity: str) -> None:
     `identity` tells the run (its configuration, data and backbone) from others.
     """
     state = f"state-{progress.round:06d}.safetensors"
-    content = bytes_of_tensors(dict(progress.state))
+    tensors = {f"server|{name}": tensor for name, tensor in progress.state.items()}
+    for site, memory in progress.memories.items():
+        tensors |= {f"site|{site}|{name}": tensor for name, tensor in memory.items()}
+    content = bytes_of_tensors(tensors)
     note = {
         "format": FORMAT,
         "run": identity,
@@ -93,8 +111,21 @@ def load_checkpoint(folder: Path, identity: str) -> Progress | None:
         content = (folder / Path(note["state"]).name).read_bytes()
         if hashlib.sha256(content).hexdigest() != note["sha256"]:
             raise DataError(f"{folder / note['state']}: not the bytes that were saved; the file is damaged")
-        return Progress(note["round"], tensors_of_bytes(content), Totals(**note["totals"]))
+        return _restored(note["round"], tensors_of_bytes(content), Totals(**note["totals"]))
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         if isinstance(error, (ConfigError, DataError)):
             raise
         raise DataError(f"{pointer}: the checkpoint cannot be read ({error})") from error
+
+
+def _restored(number: int, tensors: Mapping[str, Tensor], totals: Totals) -> Progress:
+    state: dict[str, Tensor] = {}
+    memories: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, rest = name.partition("|")
+        if owner == "server":
+            state[rest] = tensor
+        else:
+            site, _, inner = rest.partition("|")
+            memories.setdefault(site, {})[inner] = tensor
+    return Progress(number, state, totals, memories)

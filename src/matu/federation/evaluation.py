@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from matu.methods import Method, State
 from matu.seeds import stream
 from matu.tasks import Task
 from matu.training import Trainer, Weights
+from matu.vectors import unify
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class Evaluation:
     delivered
         By task: what its holders get, mean over holders.
     server
-        By task: the server's own model.
+        By task: the server's own weights (empty where the method has none).
     artifact
-        By task: all tasks in one unified vector (empty on the way).
+        By task: all of the server's tasks in one unified vector (empty on the way).
     clients
         By client: mean over its tasks of what it gets.
     """
@@ -34,6 +36,24 @@ class Evaluation:
     server: Mapping[str, float]
     artifact: Mapping[str, float]
     clients: Mapping[str, float]
+
+    @classmethod
+    def of_clients(
+        cls,
+        per_client: Mapping[str, Mapping[str, float]],
+        tasks: Mapping[str, Task],
+        *,
+        server: Mapping[str, float] | None = None,
+        artifact: Mapping[str, float] | None = None,
+    ) -> Evaluation:
+        """From the accuracies by client and task."""
+        holders = {task: [found[task] for found in per_client.values() if task in found] for task in tasks}
+        return cls(
+            delivered={task: float(np.mean(found)) for task, found in holders.items()},
+            server=server or {},
+            artifact=artifact or {},
+            clients={name: float(np.mean(list(found.values()))) for name, found in per_client.items()},
+        )
 
 
 @dataclass
@@ -48,6 +68,8 @@ class Evaluator:
         By name, with their test splits.
     clients
         Tasks by client.
+    memory
+        What the method keeps at a client.
     seed
         Of the images used on the way.
     """
@@ -56,38 +78,44 @@ class Evaluator:
     trainer: Trainer
     tasks: Mapping[str, Task]
     clients: Mapping[str, tuple[str, ...]]
+    memory: Callable[[str], State]
     seed: int
     _known: dict[str, float] = field(default_factory=dict)
 
     def on_the_way(self, state: State, images: int) -> Evaluation:
         """On the same `images` test images of each task every time (0: all); without the artifact."""
-        return self._evaluate(state, images, artifact=False)
+        return self._evaluate(state, images, with_artifact=False)
 
     def at_the_end(self, state: State) -> Evaluation:
         """On all test images."""
-        return self._evaluate(state, 0, artifact=True)
+        return self._evaluate(state, 0, with_artifact=True)
 
-    def _evaluate(self, state: State, images: int, *, artifact: bool) -> Evaluation:
+    def _evaluate(self, state: State, images: int, *, with_artifact: bool) -> Evaluation:
         self._known.clear()
         server = self.method.server_weights(state)
-        per_set = {tasks: self._opened(state, tasks, images) for tasks in dict.fromkeys(self.clients.values())}
-        per_client = {name: per_set[tasks] for name, tasks in self.clients.items()}
-        holders = {task: [found[task] for found in per_client.values() if task in found] for task in self.tasks}
-        return Evaluation(
-            delivered={task: float(np.mean(found)) for task, found in holders.items()},
-            server={task: self._accuracy(task, server[task], images) for task in self.tasks},
-            artifact=self._opened(state, tuple(self.tasks), images) if artifact else {},
-            clients={name: float(np.mean(list(found.values()))) for name, found in per_client.items()},
-        )
+        per_client: dict[str, dict[str, float]] = {}
+        same: dict[tuple[str, ...], dict[str, float]] = {}
+        for name, tasks in self.clients.items():
+            if self.method.personal or tasks not in same:
+                same[tasks] = self._delivered(state, name, tasks, images)
+            per_client[name] = same[tasks]
+        return Evaluation.of_clients(
+            per_client, self.tasks,
+            server=self._accuracies(server, images) if server else {},
+            artifact=self._accuracies(in_one_vector(server), images) if server and with_artifact else {},
+        )  # fmt: skip
 
-    def _opened(self, state: State, tasks: tuple[str, ...], images: int) -> dict[str, float]:
-        """Accuracy of each task in the downlink of a client that holds `tasks`."""
-        weights = self.method.weights(tasks, self.method.downlink(state, tasks))
-        return {task: self._accuracy(task, weights[task], images) for task in tasks}
+    def _delivered(self, state: State, name: str, tasks: tuple[str, ...], images: int) -> dict[str, float]:
+        """Accuracy of each task in the downlink of a client."""
+        sent = self.method.downlink(state, name, tasks)
+        return self._accuracies(self.method.weights(tasks, sent, self.memory(name)), images)
+
+    def _accuracies(self, weights: Mapping[str, Weights], images: int) -> dict[str, float]:
+        return {task: self._accuracy(task, one, images) for task, one in weights.items()}
 
     def _accuracy(self, task: str, weights: Weights, images: int) -> float:
         content = hashlib.sha256(f"{task} {images} ".encode())
-        content.update(weights.vector.numpy().data)
+        content.update(weights.vector.contiguous().numpy().data)
         content.update(weights.head.contiguous().numpy().data)
         key = content.hexdigest()
         if key not in self._known:
@@ -97,3 +125,9 @@ class Evaluator:
                 some = np.sort(stream(self.seed, "evaluate", task).choice(len(split.labels), images, replace=False))
             self._known[key] = self.trainer.accuracy(weights, split, some)
         return self._known[key]
+
+
+def in_one_vector(weights: Mapping[str, Weights]) -> dict[str, Weights]:
+    """What each task gets back when all are unified in one vector."""
+    unified = unify(torch.stack([one.vector for one in weights.values()]))
+    return {task: Weights(unified.modulate(i), one.head) for i, (task, one) in enumerate(weights.items())}

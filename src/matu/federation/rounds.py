@@ -153,7 +153,7 @@ def _downlink(federation: Federation, state: State, number: int, site: str) -> b
         method=federation.method_name, kind="train", round=number, site=site,
         fingerprint=federation.fingerprint, tasks=tasks,
         class_lists=tuple(federation.class_lists[task] for task in tasks),
-        tensors=federation.method.downlink(state, tasks),
+        tensors=federation.method.downlink(state, site, tasks),
     )  # fmt: skip
     return encode(message)
 
@@ -170,5 +170,5 @@ def _fold_in(federation: Federation, gathering: Round, number: int, site: str, r
             raise DataError(f"{name} {getattr(update, name)!r}, expected {value!r}")
     if len(update.samples) != len(update.tasks):
         raise DataError(f"{len(update.samples)} sample counts for {len(update.tasks)} tasks")
-    gathering.add(update.tasks, update.samples, update.tensors)
+    gathering.add(site, update.tasks, update.samples, update.tensors)
     return update

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from matu.errors import DataError
-from matu.methods import Method
+from matu.methods import Local, Method, State
 from matu.seeds import stream
 from matu.tasks import Task, class_list
 from matu.training import Trainer, Weights
 from matu.wire import Message, decode, encode
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """One client of the federation.
 
@@ -35,6 +35,8 @@ class Site:
         As messages carry it.
     seed
         Of this run; batches depend on seed, site, task and round alone.
+    memory
+        What the method keeps here between rounds; it never leaves the site.
     """
 
     name: str
@@ -44,8 +46,9 @@ class Site:
     method: Method
     method_name: str
     seed: int
+    memory: State = field(default_factory=dict)
 
-    def __call__(self, payload: bytes) -> bytes:
+    def __call__(self, request: bytes) -> bytes:
         """Answer a round's message with this site's update.
 
         Raises
@@ -53,7 +56,7 @@ class Site:
         DataError
             For a message of another method, adapter or site.
         """
-        received = decode(payload)
+        received = decode(request)
         self._check(received)
         losses: list[float] = []
         images_before = self.trainer.clock.train_images
@@ -68,14 +71,18 @@ class Site:
             losses.append(loss)
             return trained
 
-        tensors = self.method.local_update(received.tasks, received.tensors, train)
-        samples = tuple(len(self.indices[task]) for task in received.tasks)
+        samples = {task: len(self.indices[task]) for task in received.tasks}
+        local = Local(received.tasks, samples, self.memory, train)
+        tensors, memory = self.method.local_update(local, received.tensors)
         metrics = {"loss": sum(losses) / len(losses), "images": self.trainer.clock.train_images - images_before}
         update = Message(
             method=self.method_name, kind="update", round=received.round, site=self.name,
-            fingerprint=received.fingerprint, tasks=received.tasks, samples=samples, metrics=metrics, tensors=tensors,
+            fingerprint=received.fingerprint, tasks=received.tasks, samples=tuple(samples.values()), metrics=metrics,
+            tensors=tensors,
         )  # fmt: skip
-        return encode(update)
+        payload = encode(update)
+        self.memory = memory
+        return payload
 
     def _check_classes(self, task: str, theirs: str) -> None:
         ours = class_list(self.tasks[task].classes) if task in self.tasks else theirs
@@ -96,9 +103,9 @@ class Site:
         }  # fmt: skip
         for task, theirs in zip(message.tasks, message.class_lists, strict=False):
             self._check_classes(task, theirs)
-        for field, value in expected.items():
-            if getattr(message, field) != value:
+        for name, value in expected.items():
+            if getattr(message, name) != value:
                 raise DataError(
-                    f"site '{self.name}': the server's message has {field} {getattr(message, field)!r}, "
+                    f"site '{self.name}': the server's message has {name} {getattr(message, name)!r}, "
                     f"here it is {value!r}"
                 )

@@ -1,19 +1,23 @@
-"""The upper reference: one adapter and head per task, fine-tuned centrally on the pooled training data."""
+"""Individual: one adapter and head per task, fine-tuned centrally on the pooled data; the upper reference.
+
+sent         nothing
+trained      each task for as many epochs as the federation spends on its data, and also to a plateau on a
+             held-out tenth; the better one counts
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from matu.config import RunConfig
-from matu.files import write_atomic
+from matu.methods.reference import Reference, budget_steps, remembered, training_facts
 from matu.seeds import stream
 from matu.tasks import Task
 from matu.training import Trainer, TrainingError, Weights
@@ -26,7 +30,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Individual:
+class Alone:
     """Test accuracies of a task fine-tuned alone.
 
     Attributes
@@ -55,15 +59,35 @@ class Individual:
         return max(self.budget, self.plateau)
 
 
+class Individual(Reference):
+    """The reference of this file; every client is credited with the accuracy of its tasks."""
+
+    def accuracies(
+        self,
+        trainer: Trainer,
+        tasks: Mapping[str, Task],
+        shares: Mapping[str, Mapping[str, np.ndarray]],
+        *,
+        cache: Path,
+        tell: Callable[[str], None],
+    ) -> dict[str, dict[str, float]]:
+        holders = {name: sum(name in share for share in shares.values()) for name in tasks}
+        found = individual(trainer, tasks, self.config, holders=holders, cache=cache, tell=tell)
+        accuracy = {name: one.accuracy for name, one in found.items() if one}
+        if len(accuracy) < len(tasks):
+            raise TrainingError(f"individual: no finite result for {', '.join(sorted(set(tasks) - set(accuracy)))}")
+        return {site: {task: accuracy[task] for task in share} for site, share in shares.items()}
+
+
 def individual(
     trainer: Trainer,
     tasks: Mapping[str, Task],
     config: RunConfig,
     *,
-    steps: Mapping[str, int],
+    holders: Mapping[str, int],
     cache: Path,
     tell: Callable[[str], None],
-) -> dict[str, Individual | None]:
+) -> dict[str, Alone | None]:
     """Fine-tune every task alone; a task that the cache knows under the same settings is not trained again.
 
     Parameters
@@ -72,8 +96,8 @@ def individual(
         Trains with the run's settings.
     tasks, config
         What the run is about.
-    steps
-        By task, the optimiser steps of the budget.
+    holders
+        By task, the number of its clients (it matters where a federation counts steps).
     cache
         Folder of earlier results.
     tell
@@ -84,47 +108,25 @@ def individual(
     dict
         By task; None where training left the finite numbers.
     """
-    found: dict[str, Individual | None] = {}
+    found: dict[str, Alone | None] = {}
+    model, how = training_facts(trainer, config)
     for number, (name, task) in enumerate(tasks.items(), 1):
         tell(f"individual reference: {name} ({number}/{len(tasks)})")
-        kept = cache / f"{_key(trainer, task, config, steps[name])}.json"
-        known = _read(kept)
-        if known:
-            found[name] = known
-            continue
+        steps = budget_steps(config, len(task.train.labels), holders[name])
+        facts = (FORMAT, name, task.digest, *model, steps, PATIENCE, MOST_EPOCHS, *how)
+
+        def compute(task: Task = task, steps: int = steps) -> dict[str, Any]:
+            return asdict(_fine_tune(trainer, task, config.machine.seed, steps))
+
         try:
-            result = _fine_tune(trainer, task, config.machine.seed, steps[name])
+            found[name] = Alone(**remembered(cache / "individual", facts, compute))
         except TrainingError as error:
             tell(f"individual reference: {name} has none: {error}")
             found[name] = None
-            continue
-        cache.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, json.dumps(asdict(result)).encode())
-        found[name] = result
     return found
 
 
-def _read(path: Path) -> Individual | None:
-    """An earlier result; a file that cannot be read is as good as none."""
-    try:
-        return Individual(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def budget_steps(config: RunConfig, samples: int, holders: int) -> int:
-    """Optimiser steps on a task's pooled data for what the federation spends on it.
-
-    With epochs that is E·R·participation epochs; with `local_steps`, the images that its holders see.
-    """
-    t, f = config.training, config.federation
-    per_epoch = -(-samples // min(t.batch_size, samples))
-    if t.local_steps:
-        return max(1, round(t.local_steps * f.rounds * f.participation * holders))
-    return max(1, round(t.local_epochs * f.rounds * f.participation)) * per_epoch
-
-
-def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int) -> Individual:
+def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int) -> Alone:
     began = time.perf_counter()
     samples = len(task.train.labels)
     per_epoch = -(-samples // min(trainer.config.batch_size, samples))
@@ -134,7 +136,7 @@ def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int) -> Individua
     budget = trainer.accuracy(weights, task.test)
     best, epochs = _to_plateau(trainer, task, start, stream(seed, "plateau", task.name))
     plateau = trainer.accuracy(best, task.test)
-    return Individual(budget, round(steps / per_epoch), plateau, epochs, round(time.perf_counter() - began, 2))
+    return Alone(budget, round(steps / per_epoch), plateau, epochs, round(time.perf_counter() - began, 2))
 
 
 def _to_plateau(trainer: Trainer, task: Task, start: Weights, draw: np.random.Generator) -> tuple[Weights, int]:
@@ -152,13 +154,3 @@ def _to_plateau(trainer: Trainer, task: Task, start: Weights, draw: np.random.Ge
         elif epoch - best_epoch >= PATIENCE:
             break
     return best, best_epoch
-
-
-def _key(trainer: Trainer, task: Task, config: RunConfig, steps: int) -> str:
-    """Everything the numbers depend on."""
-    t, m = config.training, config.machine
-    facts = (
-        FORMAT, task.name, task.digest, trainer.model.fingerprint, config.tasks.image_size, steps, PATIENCE,
-        MOST_EPOCHS, t.batch_size, t.learning_rate, t.weight_decay, t.gradient_clip, m, torch.__version__,
-    )  # fmt: skip
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:32]

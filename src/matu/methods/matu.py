@@ -5,6 +5,8 @@ sent down    the same form of the server's new task vectors
 trained      every task of the client from its own start: base + λ m ⊙ τ
 aggregated   per task over its holders (Eq. 3, 4), then across similar tasks (Eq. 5-7)
 kept         at the server: mean, task mask, new task vector and head of every task seen; at clients: nothing
+
+With `unification` off, a control, every task's vector is a unified vector of its own.
 """
 
 from __future__ import annotations
@@ -15,44 +17,44 @@ import torch
 from torch import Tensor
 
 from matu.config import RunConfig
-from matu.errors import DataError
-from matu.methods.base import Local, Problem, State
+from matu.methods.base import Local, Means, Method, Problem, State, check_plain, check_tensors
+from matu.methods.per_task_fedavg import plain
 from matu.training import Weights
-from matu.vectors import MeanAccumulator, RoundAccumulator, Unified, transfer, unify
+from matu.vectors import RoundAccumulator, Unified, transfer, unify
 
 
-class Matu:
+class Matu(Method):
     """The method of the paper, as docs/method.md states it."""
 
     def __init__(self, problem: Problem, config: RunConfig) -> None:
-        self.problem, self.config = problem, config.matu
+        super().__init__(problem, config)
+        self.settings = config.matu
 
-    def start(self) -> State:
-        return {}
+    def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
+        return self._pack({task: self._server(state, task) for task in tasks})
 
-    def downlink(self, state: State, tasks: Sequence[str]) -> dict[str, Tensor]:
-        return self._pack({t: self._server(state, t) for t in tasks})
+    def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
+        vectors = {
+            task: unified.modulate(i) for group, unified in self.open(tasks, tensors) for i, task in enumerate(group)
+        }
+        return {task: Weights(vectors[task], tensors[f"head/{task}"]) for task in tasks}
 
-    def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
-        unified = self._open(tasks, tensors)
-        return {t: Weights(unified.modulate(i), self.problem.head_of(tensors, t)) for i, t in enumerate(tasks)}
-
-    def local_update(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], train: Local) -> dict[str, Tensor]:
-        starts = self.weights(tasks, tensors)
-        return self._pack({task: train(task, starts[task]) for task in tasks})
+    def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
+        starts = self.weights(local.tasks, tensors, local.memory)
+        return self._pack({task: local.train(task, starts[task]) for task in local.tasks}), {}
 
     def begin_round(self, state: State) -> MatuRound:
         return MatuRound(self, state)
 
-    def server_weights(self, state: State) -> dict[str, Weights]:
+    def server_weights(self, state: State) -> dict[str, Weights] | None:
         return {task: self._server(state, task) for task in self.problem.tasks}
 
     def paper_bits(self, tasks: Sequence[str]) -> int:
-        heads = sum(self.problem.classes[t] for t in tasks) * (self.problem.features + 1)
-        numbers, masks = self.problem.dim + heads, 0
-        if len(tasks) > 1:
-            numbers, masks = numbers + len(tasks), len(tasks) * self.problem.dim
-        return 32 * numbers + masks
+        k, d = len(tasks), self.problem.dim
+        heads = self.problem.head_numbers(tasks)
+        if k == 1 or not self.settings.unification:
+            return 32 * (k * d + heads)
+        return 32 * (d + k + heads) + k * d
 
     def _server(self, state: State, task: str) -> Weights:
         if f"vector/{task}" not in state:
@@ -60,58 +62,57 @@ class Matu:
         return Weights(state[f"vector/{task}"], state[f"head/{task}"])
 
     def _pack(self, weights: Mapping[str, Weights]) -> dict[str, Tensor]:
-        """Unify; a single task's mask is the support of its vector and need not be sent."""
-        unified = unify(torch.stack([w.vector for w in weights.values()]))
-        tensors = {"vector": unified.vector, "rescalers": unified.rescalers}
-        if len(weights) > 1:
-            tensors["masks"] = unified.masks
-        return tensors | {f"head/{task}": w.head for task, w in weights.items()}
+        return pack(weights) if self.settings.unification else plain(weights)
 
-    def _open(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> Unified:
-        """The unified vector in a message, its names, types and shapes checked."""
+    def open(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> list[tuple[tuple[str, ...], Unified]]:
+        """The unified vectors in a message, each with its tasks; names, types and shapes checked."""
         k, d = len(tasks), self.problem.dim
-        expected = {"vector": (torch.float32, [d]), "rescalers": (torch.float32, [k])}
+        if not self.settings.unification:
+            check_plain(self.problem, tasks, tensors, d)
+            return [((task,), unify(tensors[f"adapter/{task}"][None])) for task in tasks]
+        shapes = {"vector": [d], "rescalers": [k]} | {f"head/{t}": self.problem.head_shape(t) for t in tasks}
         if k > 1:
-            expected["masks"] = (torch.bool, [k, d])
-        wanted = set(expected) | {f"head/{t}" for t in tasks}
-        if set(tensors) != wanted:
-            raise DataError(f"message holds tensors {sorted(tensors)}, expected {sorted(wanted)}")
-        for name, (dtype, shape) in expected.items():
-            found = tensors[name]
-            if found.dtype != dtype or list(found.shape) != shape:
-                raise DataError(f"'{name}' is {found.dtype} {list(found.shape)}, expected {dtype} {shape}")
-        masks = tensors["masks"] if k > 1 else tensors["vector"].ne(0)[None]
-        return Unified(tensors["vector"], masks, tensors["rescalers"])
+            shapes["masks"] = [k, d]
+        check_tensors(tensors, shapes, {"masks": torch.bool})
+        vector = tensors["vector"]
+        masks = tensors["masks"] if k > 1 else vector.ne(0)[None]
+        return [(tuple(tasks), Unified(vector, masks, tensors["rescalers"]))]
+
+
+def pack(weights: Mapping[str, Weights]) -> dict[str, Tensor]:
+    """Unify: vector, rescalers, masks, heads. A single task's mask is the support of its vector and not kept."""
+    unified = unify(torch.stack([w.vector for w in weights.values()]))
+    tensors = {"vector": unified.vector, "rescalers": unified.rescalers}
+    if len(weights) > 1:
+        tensors["masks"] = unified.masks
+    return tensors | {f"head/{task}": w.head for task, w in weights.items()}
 
 
 class MatuRound:
     """Sums of one round; memory O(T·d) whatever the number of clients."""
 
     def __init__(self, method: Matu, state: State) -> None:
-        self.method, self.state = method, state
+        self.method, self.state, self.heads = method, state, Means()
         problem = method.problem
-        self.sums = RoundAccumulator(problem.tasks, problem.dim, method.config.agreement_threshold)
-        self.heads: dict[str, MeanAccumulator] = {}
+        self.sums = RoundAccumulator(problem.tasks, problem.dim, method.settings.agreement_threshold)
 
-    def add(self, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        unified = self.method._open(tasks, tensors)
-        heads = {task: self.method.problem.head_of(tensors, task) for task in tasks}
-        self.sums.add(tasks, unified, samples)
-        for task, count in zip(tasks, samples, strict=True):
-            head = heads[task]
-            self.heads.setdefault(task, MeanAccumulator(tuple(head.shape))).add(head, count)
+    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+        counts = dict(zip(tasks, samples, strict=True))
+        for group, unified in self.method.open(tasks, tensors):
+            self.sums.add(group, unified, [counts[task] for task in group])
+        for task in tasks:
+            self.heads.add(f"head/{task}", tensors[f"head/{task}"], counts[task])
 
     def finish(self) -> State:
         """Means of the tasks with holders, the others as they were; then transfer over all tasks seen."""
         if not self.heads:
             return self.state
-        means, state = self.sums.means(), dict(self.state)
+        means, state = self.sums.means(), {**self.state, **self.heads.values()}
         for i, task in enumerate(means.tasks):
             state[f"mean/{task}"] = means.vectors[i].float()
             state[f"mask/{task}"] = means.task_masks[i].float()
-            state[f"head/{task}"] = self.heads[task].mean().float()
         seen = [task for task in self.method.problem.tasks if f"mean/{task}" in state]
-        c = self.method.config
+        c = self.method.settings
         vectors = transfer(
             torch.stack([state[f"mean/{task}"] for task in seen]),
             torch.stack([state[f"mask/{task}"] for task in seen]),

@@ -37,6 +37,8 @@ class AdaptedModel:
         Layers that get an adapter: "query", "key", "value", or the backbone's own layer names.
     adapter_seed
         Of A's draw.
+    start_b
+        B starts uniform in ± this; 0, the usual start, leaves the backbone as it is.
     device
         Where to compute.
     low_precision
@@ -58,6 +60,7 @@ class AdaptedModel:
         adapter_seed: int,
         device: torch.device,
         low_precision: bool,
+        start_b: float = 0.0,
     ) -> None:
         self.backbone, self.device, self.low_precision = backbone, device, low_precision
         names = _target_layers(backbone, targets)
@@ -68,8 +71,9 @@ class AdaptedModel:
         self.fingerprint = self.layout.fingerprint(
             backbone=backbone.digest, rank=rank, alpha=float(alpha), adapter_seed=adapter_seed,
             image_size=backbone.image_size, mean=str(backbone.mean), std=str(backbone.std),
+            **({"start_b": start_b} if start_b else {}),
         )  # fmt: skip
-        start = self.layout.flatten(_draw_start(trained, self.layout.names, adapter_seed))
+        start = self.layout.flatten(_draw_start(trained, self.layout.names, adapter_seed, start_b))
         self.model.to(device)
         if low_precision:
             _freeze_in_bfloat16(self.model)
@@ -77,6 +81,7 @@ class AdaptedModel:
         self.parameters = nn.Parameter(self.start.clone())
         self.parameters.grad = torch.zeros_like(self.parameters)
         self._tie(trained)
+        self._encoder = _Encoder(backbone)
         self._mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1) * 255
 
@@ -104,10 +109,40 @@ class AdaptedModel:
 
     def features(self, images: Tensor) -> Tensor:
         """Image features: uint8 [n, size, size, 3] -> [n, features]."""
-        pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        pixels = pixels.sub_(self._mean).div_(self._std)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-            return self.backbone.encode(pixels)
+            return self.backbone.encode(self._normalised(images))
+
+    def linearised_features(self, images: Tensor) -> Tensor:
+        """f(φ₀) + J(φ₀)(φ − φ₀): features linear in the adapter, by one forward-mode product.
+
+        φ₀ is the adapter's start. Where B starts at 0 the derivative by A is 0, and only B learns.
+        """
+        pixels = self._normalised(images)
+
+        def encode(adapter: Tensor) -> Tensor:
+            values = {f"module.{name}": part for name, part in self.layout.unflatten(adapter).items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+                features: Tensor = torch.func.functional_call(self._encoder, values, (pixels,))
+            return features.float()
+
+        product = torch.func.jvp(encode, (self.start,), (self.parameters - self.start,))
+        return product[0] + product[1]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """uint8 [n, size, size, 3] -> float32 [n, 3, size, size] as the backbone was trained on."""
+        pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        return pixels.sub_(self._mean).div_(self._std)
+
+
+class _Encoder(nn.Module):
+    """`Backbone.encode` as a module, so that its parameters can be replaced for a call."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.module, self._encode = backbone.module, backbone.encode
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self._encode(pixels)
 
 
 def _target_layers(backbone: Backbone, targets: Sequence[str]) -> list[str]:
@@ -126,8 +161,8 @@ def _target_layers(backbone: Backbone, targets: Sequence[str]) -> list[str]:
     return found
 
 
-def _draw_start(trained: dict[str, nn.Parameter], order: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """A uniform in ±1/√fan_in (the usual draw of LoRA), B = 0; in the layout's order, on the CPU."""
+def _draw_start(trained: dict[str, nn.Parameter], order: Sequence[str], seed: int, start_b: float) -> dict[str, Tensor]:
+    """A uniform in ±1/√fan_in (the usual draw of LoRA), B in ±start_b; in the layout's order, on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     start = {}
     for name in order:
@@ -135,6 +170,8 @@ def _draw_start(trained: dict[str, nn.Parameter], order: Sequence[str], seed: in
         if ".lora_A." in name:
             bound = 1 / math.sqrt(shape[1])
             start[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        elif start_b:
+            start[name] = torch.empty(shape).uniform_(-start_b, start_b, generator=generator)
         else:
             start[name] = torch.zeros(shape)
     return start

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from matu.words import counted
+
 
 class Display:
     """Progress: a live line on a terminal, plain lines elsewhere.
@@ -51,7 +53,7 @@ class Display:
         spent = time.monotonic() - self._began
         left = spent / (number - self._first) * (total - number)
         loss = "loss -" if line["loss"] is None else f"loss {line['loss']:.3f}"
-        parts = [f"{len(line['tasks'])} tasks", loss, self._accuracy, f"{images_per_second:.0f} images/s"]
+        parts = [counted(len(line["tasks"]), "task"), loss, self._accuracy, f"{images_per_second:.0f} images/s"]
         facts = "  ".join([part for part in parts if part] + [f"{_span(left)} left"])
         if self._live:
             self._live.update(self._live.task_ids[0], completed=number, facts=facts)
@@ -84,8 +86,7 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     table = Table(title=_title(result), title_justify="left", title_style="bold")
     table.add_column("task", no_wrap=True)
     shown = ["individual", "server", "delivered", "artifact"]
-    if result["mean_accuracy"]["individual"] is None:
-        shown.remove("individual")
+    shown = [kind for kind in shown if result["mean_accuracy"][kind] is not None]
     for name in ("classes", "chance", *shown):
         table.add_column(name, justify="right")
     for task, about in result["tasks"].items():
@@ -99,13 +100,19 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     for line in _footer(result):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"run folder: {out}", markup=False, soft_wrap=True)
-    console.print("  result.json  metrics.jsonl  config.toml  artifact/  checkpoint/", markup=False)
+    left = ["result.json", "config.toml"]
+    if result["rounds"]:
+        left += ["metrics.jsonl", "checkpoint/"]
+    if result["mean_accuracy"]["artifact"] is not None:
+        left.append("artifact/")
+    console.print(f"  {'  '.join(left)}", markup=False)
 
 
 def _title(result: Mapping[str, Any]) -> str:
     return (
-        f"{result['method']}: {len(result['tasks'])} tasks, {len(result['clients'])} clients, "
-        f"{result['rounds']} rounds; test accuracy in %"
+        f"{result['method']}: {counted(len(result['tasks']), 'task')}, {counted(len(result['clients']), 'client')}, "
+        + (counted(result["rounds"], "round") if result["rounds"] else "nothing sent")
+        + "; test accuracy in %"
     )
 
 
@@ -117,11 +124,17 @@ def _footer(result: Mapping[str, Any]) -> list[str]:
             f"{_percent(result['normalised']['ratio_of_means'])} % (ratio of means)"
         )
     worst = result["worst_client"]
-    lines.append(f"worst client: {worst['client']} ({', '.join(worst['tasks'])}) {_percent(worst['accuracy'])} %")
-    lines.append(
-        f"per client and round: {sent['uplink_per_client_round'] / 1e6:.2f} MB up, "
-        f"{sent['downlink_per_client_round'] / 1e6:.2f} MB down; paper's count {result['paper_mbits']:.2f} Mbit"
-    )
+    lines += [
+        f"worst client: {worst['client']}, {_percent(worst['accuracy'])} % (delivered, mean of its "
+        f"{counted(len(worst['tasks']), 'task')}: {', '.join(worst['tasks'])})",
+    ]
+    if result["rounds"]:
+        lines += [
+            f"per client and round: {sent['uplink_per_client_round'] / 1e6:.2f} MB up, "
+            f"{sent['downlink_per_client_round'] / 1e6:.2f} MB down",
+            f"uplink as the paper counts it: {result['paper_mbits']:.2f} Mbit "
+            "(32 bits a number, 1 a mask entry, times participation)",
+        ]
     rate = result["images_per_second"]
     lines.append(
         f"time: {seconds['total']:.0f} s, of it training {seconds['training']:.0f}, evaluation "
@@ -130,7 +143,7 @@ def _footer(result: Mapping[str, Any]) -> list[str]:
         + (f"; the individual reference {seconds['reference']:.0f} s" if seconds["reference"] is not None else "")
     )
     if result["failures"]:
-        lines.append(f"failures: {result['failures']} client rounds were left out; metrics.jsonl says why")
+        lines.append(f"failures: {counted(result['failures'], 'client round')} left out; metrics.jsonl says why")
     return lines
 
 

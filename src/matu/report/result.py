@@ -11,8 +11,9 @@ from typing import Any
 from matu.config import RunConfig
 from matu.federation.checkpoint import Progress
 from matu.federation.evaluation import Evaluation
-from matu.methods import Method
-from matu.methods.individual import Individual
+from matu.methods import method_name
+from matu.methods.individual import Alone
+from matu.models import Backbone
 from matu.tasks import Task
 
 _KINDS = ("delivered", "server", "artifact", "individual")
@@ -22,19 +23,18 @@ def build_result(
     config: RunConfig,
     tasks: Mapping[str, Task],
     clients: Mapping[str, tuple[str, ...]],
-    method: Method,
+    paper_mbits: float,
     progress: Progress,
     evaluation: Evaluation,
-    reference: Mapping[str, Individual | None],
-    reference_s: float | None,
-    backbone: Mapping[str, str],
+    reference: Mapping[str, Alone | None],
+    backbone: Backbone,
 ) -> dict[str, Any]:
     """Everything a reader of a finished run may ask; what was not computed is None; no path of this machine."""
     alone = {task: reference.get(task) for task in tasks}
     accuracy = {
         task: {
             "delivered": evaluation.delivered[task],
-            "server": evaluation.server[task],
+            "server": evaluation.server.get(task),
             "artifact": evaluation.artifact.get(task),
             "individual": one.accuracy if (one := alone[task]) else None,
         }
@@ -43,10 +43,11 @@ def build_result(
     worst = min(evaluation.clients, key=lambda name: (evaluation.clients[name], name))
     totals, f = progress.totals, config.federation
     return {
-        "method": f.method,
+        "method": method_name(f.method),
+        "options": list(f.options),
         "seed": config.machine.seed,
         "tasks": {name: _task(task) for name, task in tasks.items()},
-        "backbone": dict(backbone),
+        "backbone": {"name": backbone.name, "sha256": backbone.digest},
         "rounds": progress.round,
         "accuracy": accuracy,
         "mean_accuracy": {kind: _mean([a[kind] for a in accuracy.values()]) for kind in _KINDS},
@@ -63,16 +64,16 @@ def build_result(
             "uplink_per_client_round": totals.uplink_bytes / max(totals.messages_up, 1),
             "downlink_per_client_round": totals.downlink_bytes / max(totals.messages_down, 1),
         },
-        "paper_mbits": f.participation * _mean([method.paper_bits(held) for held in clients.values()]) / 1e6,
+        "paper_mbits": paper_mbits,
         "seconds": {
             "total": totals.total_s,
             "training": totals.training_s,
             "aggregation": totals.aggregation_s,
             "evaluation": totals.evaluation_s,
-            "reference": reference_s,
+            "reference": sum(one.seconds for one in reference.values() if one) if reference else None,
         },
         "images_per_second": totals.images / totals.training_s if totals.training_s else None,
-        "config": _config(config, tasks, backbone["name"]),
+        "config": _config(config, tasks, backbone.name),
         "versions": {name: version(name) for name in ("matu", "torch", "transformers", "peft", "datasets", "numpy")}
         | {"python": platform.python_version()},
     }  # fmt: skip
@@ -90,6 +91,7 @@ def _config(config: RunConfig, tasks: Mapping[str, Task], backbone: str) -> dict
     table = dataclasses.asdict(config)
     table["tasks"]["tasks"] = [task.source for task in tasks.values()]
     table["model"]["backbone"] = backbone
+    table["federation"]["method"] = method_name(config.federation.method)
     return table
 
 

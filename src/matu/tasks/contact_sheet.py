@@ -1,6 +1,8 @@
 """A picture of tasks: names, counts, and examples of every class."""
 
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from matu.errors import ConfigError
 from matu.tasks.task import Task
+from matu.words import counted
 
 THUMB, GAP, CELL_GAP, COLUMNS, MARGIN = 48, 2, 28, 4, 36  # pixels, but for the columns
 CLASS_LINE, TITLE_LINE, TASK_GAP = 20, 34, 30
@@ -35,10 +38,9 @@ def contact_sheet(tasks: Sequence[Task], path: Path, *, per_class: int = 6, max_
     heading = MARGIN + TITLE_LINE + TASK_GAP
     sheet = Image.new("RGB", (width, heading + sum(block.height for block in blocks) + MARGIN // 2), PAPER)
     pen = ImageDraw.Draw(sheet)
-    plural = "s" if len(tasks) > 1 else ""
-    pen.text((MARGIN, MARGIN), f"{len(tasks)} task{plural}", INK, ImageFont.load_default(26))
+    pen.text((MARGIN, MARGIN), counted(len(tasks), "task"), INK, _font(24))
     note = "the number above a row of examples counts the class's training images"
-    pen.text((width - MARGIN, MARGIN + 22), note, SOFT, ImageFont.load_default(13), anchor="rs")
+    pen.text((width - MARGIN, MARGIN + 22), note, SOFT, _font(12), anchor="rs")
     top = heading
     for block in blocks:
         sheet.paste(block, (0, top))
@@ -60,14 +62,13 @@ def _block(task: Task, width: int, per_class: int, max_classes: int) -> Image.Im
     block = Image.new("RGB", (width, 12 + TITLE_LINE + rows * row_height + TASK_GAP), PAPER)
     pen = ImageDraw.Draw(block)
     pen.line((MARGIN, 0, width - MARGIN, 0), RULE)
-    title = ImageFont.load_default(20)
-    counts = ImageFont.load_default(13)
-    name = _shortened(task.name, pen, title, width / 2)
+    title, counts = _font(18), _font(12)
+    name = _shortened(_drawable(task.name), pen, title, width / 2)
     end = MARGIN + pen.textlength(name, title) + 14
     pen.text((MARGIN, 32), name, INK, title, anchor="ls")
     pen.text((end, 32), _counts(task, shown), SOFT, counts, anchor="ls")
     room = width - MARGIN - end - pen.textlength(_counts(task, shown), counts) - 20
-    source = _shortened(task.source, pen, counts, room)
+    source = _shortened(_drawable(task.source), pen, counts, room)
     pen.text((width - MARGIN, 32), source, SOFT, counts, anchor="rs")
     cell = _cell_width(per_class)
     for label in range(shown):
@@ -88,11 +89,12 @@ def _class_row(
     """One class: its name, its count, and its examples in a row."""
     left, top = corner
     members = np.flatnonzero(task.train.labels == label)
-    font = ImageFont.load_default(13)
+    font = _font(12)
     count = f"{len(members):,}"
     right = left + _cell_width(per_class)
     room = right - left - pen.textlength(count, font) - 10
-    pen.text((left, top + 14), _shortened(task.classes[label], pen, font, room), INK, font, anchor="ls")
+    name = _shortened(_drawable(task.classes[label]), pen, font, room)
+    pen.text((left, top + 14), name, INK, font, anchor="ls")
     pen.text((right, top + 14), count, SOFT, font, anchor="rs")
     places = np.linspace(0, len(members) - 1, min(per_class, len(members))).round().astype(int)
     for position, index in enumerate(members[places]):
@@ -115,9 +117,41 @@ def _counts(task: Task, shown: int) -> str:
     return "  ·  ".join(parts)
 
 
-def _shortened(
-    text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, room: float
-) -> str:
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Pillow's own font has no letter beyond ASCII; matplotlib ships one with some 5,900 characters.
+    return ImageFont.truetype(_font_file(), size)
+
+
+@cache
+def _font_file() -> str:
+    import matplotlib
+
+    return str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+@cache
+def _characters() -> frozenset[str]:
+    """What the font can draw."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(map(chr, FT2Font(_font_file()).get_charmap()))
+
+
+def _drawable(text: str) -> str:
+    """The text in characters that the font has: others by their plain form (Ａ: A) or escaped (日: \\u65e5)."""
+    # Composed first: file systems may store ü as u and a mark, which would be drawn apart.
+    return "".join(map(_drawable_character, unicodedata.normalize("NFC", text)))
+
+
+def _drawable_character(character: str) -> str:
+    for form in (character, unicodedata.normalize("NFKD", character)):
+        if form.isprintable() and _characters().issuperset(form):
+            return form
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _shortened(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, room: float) -> str:
     if pen.textlength(text, font) <= room:
         return text
     while text and pen.textlength(text + "…", font) > room:

@@ -12,6 +12,7 @@ import numpy as np
 
 from matu.errors import DataError
 from matu.tasks.raw import RawImage, RawSplit, RawTask, listing
+from matu.words import counted
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,9 @@ class ImageFolder:
             ignored += [p for p in listed if not p.is_dir() and p.name.lower() not in CLUTTER]
         if ignored:
             logger.warning(
-                "task %r: %d files are no images in a class folder and are ignored, e.g. %s",
+                "task %r: %s ignored (no image in a class folder), e.g. %s",
                 self.name,
-                len(ignored),
+                counted(len(ignored), "file"),
                 ignored[0].relative_to(self.root).as_posix(),
             )
         return found

@@ -9,10 +9,12 @@ import numpy as np
 
 from matu.errors import ConfigError, DataError
 from matu.tasks.cache import BadImage, Entry, entry_folder, read_entry, write_entry
+from matu.tasks.paper import PREFIX, check_class_count
 from matu.tasks.raw import RawTask, Source, check_classes, check_labels
 from matu.tasks.sources import find_source
 from matu.tasks.suites import resolve
 from matu.tasks.task import Task
+from matu.words import counted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -32,9 +34,9 @@ def load_tasks(
 ) -> list[Task]:
     """Load tasks in the order of their references; suites are expanded.
 
-    A reference is a suite (`demo-8`), `demo:NAME`, `hub:owner/name[/config][@revision]`, a folder's path, or
-    the name of a folder under `data_root`. Images become upright RGB, their central square resized (bicubic)
-    to `image_size`. What is decoded is kept in `cache_dir`/tasks and found again by its content.
+    A reference is a suite (`demo-8`), `demo:NAME`, `paper:NAME`, `hub:owner/name[/config][@revision]`, a folder's
+    path, or the name of a folder under `data_root`. Images become upright RGB, their central square resized
+    (bicubic) to `image_size`. What is decoded is kept in `cache_dir`/tasks and found again by its content.
 
     Parameters
     ----------
@@ -52,7 +54,15 @@ def load_tasks(
     if not names:
         raise ConfigError("no tasks given: name at least one task or suite")
     limits = (max_train, max_test)
-    found = _each(names, lambda reference: _find(reference, data_root, cache_dir, image_size, limits))
+    # Which datasets of the paper are missing is told before the first one is read or fetched.
+    paper = [name for name in names if name.startswith(PREFIX)]
+    sources = dict(zip(paper, _each(paper, lambda name: find_source(name, data_root)), strict=True))
+
+    def find(reference: str) -> _Found:
+        source = sources.get(reference) or find_source(reference, data_root)
+        return _find(reference, source, cache_dir, image_size, limits)
+
+    found = _each(names, find)
     _check_names(names, found)
     return _each(found, lambda one: _finish(one, image_size, limits, skip_bad_images))
 
@@ -66,13 +76,14 @@ class _Found:
     content: Entry | RawTask
 
 
-def _find(reference: str, data_root: Path | None, cache_dir: Path, image_size: int, limits: tuple[int, int]) -> _Found:
-    source = find_source(reference, data_root)
+def _find(reference: str, source: Source, cache_dir: Path, image_size: int, limits: tuple[int, int]) -> _Found:
     folder = entry_folder(cache_dir, source.content(), image_size, limits)
     entry = read_entry(folder, image_size)
     if entry is not None:
+        check_class_count(reference, entry.classes)
         return _Found(source, folder, entry)
     raw = source.open()
+    check_class_count(reference, raw.classes)
     check_classes(source.name, raw.classes)
     for split, raw_split in raw.splits.items():
         check_labels(source.name, split, raw_split.labels, raw.classes)
@@ -157,11 +168,11 @@ def _check_left(name: str, entry: Entry) -> None:
         try:
             check_labels(name, split, kept.labels, entry.classes)
         except DataError as error:
-            raise DataError(f"{error} once {len(entry.bad)} bad images are left out") from error
+            raise DataError(f"{error} without its {counted(len(entry.bad), 'bad image')}") from error
 
 
 def _bad_images(name: str, bad: Sequence[BadImage]) -> str:
     shown = [f"task {name!r}, split {b.split!r}: {b.name}: {b.reason}" for b in bad[:BAD_SHOWN]]
     if len(bad) > BAD_SHOWN:
-        shown.append(f"task {name!r}: {len(bad) - BAD_SHOWN} more bad images")
+        shown.append(f"task {name!r}: {counted(len(bad) - BAD_SHOWN, 'more bad image')}")
     return "\n".join([*shown, f"task {name!r}: repair or remove them, or leave them out with --skip-bad-images"])

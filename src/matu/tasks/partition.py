@@ -7,9 +7,14 @@ import numpy as np
 
 from matu.errors import ConfigError, DataError
 from matu.seeds import stream
+from matu.words import counted
 
 HOLDING_SHARE = 0.1  # a client holds the tasks to which its draw gives at least this share
 REDRAWS = 100  # draws of one task's split before samples are moved instead
+WOULD_FIT = (
+    "holders of a task are the clients that hold it; what would fit: fewer clients (--clients), fewer tasks a client "
+    "(--tasks-per-client, or a lower --zeta-t), or fewer samples a holder (--min-samples)"
+)
 
 
 def partition(
@@ -187,8 +192,8 @@ def _check_enough(labels: Mapping[str, np.ndarray], holders: Mapping[str, Sequen
         samples = len(labels[name])
         if samples < min_samples * len(clients):
             short.append(
-                f"task {name!r}: {samples} training samples for {len(clients)} holders, "
+                f"task {name!r}: {counted(samples, 'training sample')} for {counted(len(clients), 'holder')}, "
                 f"at least {min_samples * len(clients)} needed ({min_samples} a holder)"
             )
     if short:
-        raise DataError("\n".join([*short, "fewer clients, fewer tasks a client or a lower min_samples would fit"]))
+        raise DataError("\n".join([*short, WOULD_FIT]))

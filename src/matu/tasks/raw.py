@@ -53,10 +53,12 @@ class Source(Protocol):
 
 
 def check_classes(name: str, classes: tuple[str, ...]) -> None:
-    """Raise DataError unless there are two classes or more, all different."""
+    """Raise DataError unless there are two classes or more, all different and named."""
     if len(classes) < 2:
         found = f"one class only ({classes[0]!r})" if classes else "no classes"
         raise DataError(f"task {name!r}: {found}; at least 2 are needed")
+    if any(not c.strip() for c in classes):
+        raise DataError(f"task {name!r}: class {next(i for i, c in enumerate(classes) if not c.strip())} has no name")
     if len(set(classes)) < len(classes):
         twice = next(c for c in classes if classes.count(c) > 1)
         raise DataError(f"task {name!r}: class name {twice!r} occurs more than once")

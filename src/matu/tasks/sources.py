@@ -11,11 +11,13 @@ from matu.errors import DataError
 from matu.tasks.demo import RENDERER_VERSION, render_task
 from matu.tasks.folders import ImageFolder
 from matu.tasks.hub import HubDataset
+from matu.tasks.paper import PaperDataset, dataset_of, missing
 from matu.tasks.parquet import ParquetFolder
 from matu.tasks.raw import RawImage, RawSplit, RawTask, Source
 
 DEMO_TRAIN, DEMO_TEST, DEMO_SEED = 600, 300, 0
 SPLITS = ("train", "test")
+NAMED = 8  # folders named in a hint
 EXPECTED = "train.parquet + test.parquet, or train/<class>/ and test/<class>/"
 
 
@@ -56,9 +58,9 @@ def _pixel_split(images: np.ndarray, labels: np.ndarray) -> RawSplit:
 def find_source(reference: str, data_root: Path | None) -> Source:
     """The source that a reference names.
 
-    `demo:NAME`; `hub:owner/name[/config][@revision]`; a folder's path (`./my/flowers`); or a bare name: a
+    `demo:NAME`; `paper:NAME`; `hub:owner/name[/config][@revision]`; a folder's path (`./my/flowers`); or a bare name: a
     folder under `data_root`, else in the working directory. A folder holds train.parquet and test.parquet, or
-    train/<class>/ and test/<class>/.
+    train/<class>/ and test/<class>/. A dataset of the paper is such a folder under `data_root`, else on the hub.
 
     Raises
     ------
@@ -69,6 +71,9 @@ def find_source(reference: str, data_root: Path | None) -> Source:
         return DemoTask(rest)
     if colon and kind == "hub":
         return _find_hub(rest)
+    dataset = dataset_of(reference)
+    if dataset is not None:
+        return _find_paper(dataset, data_root)
     is_path = "/" in reference or "\\" in reference or reference.startswith(("~", "."))
     folder = Path(reference).expanduser()
     if not is_path and data_root is not None and (data_root / reference).is_dir():
@@ -87,6 +92,18 @@ def _find_hub(reference: str) -> HubDataset:
     return HubDataset(reference)
 
 
+def _find_paper(dataset: PaperDataset, data_root: Path | None) -> Source:
+    if data_root is not None and (data_root / dataset.name).is_dir():
+        return _folder_source(Path(os.path.abspath(data_root / dataset.name)))
+    where = "MATU_DATA is not set" if data_root is None else f"no folder {dataset.name} under MATU_DATA ({data_root})"
+    if dataset.hub is None:
+        raise DataError(missing(dataset, where))
+    source = HubDataset(dataset.hub, dataset.name, dataset.hub_splits, dataset.columns)
+    if not source.in_reach():
+        raise DataError(missing(dataset, f"{where}, and the Hugging Face hub cannot be reached"))
+    return source
+
+
 def _folder_source(folder: Path) -> Source:
     tables = [split for split in SPLITS if (folder / f"{split}.parquet").is_file()]
     trees = [split for split in SPLITS if (folder / split).is_dir()]
@@ -95,7 +112,31 @@ def _folder_source(folder: Path) -> Source:
     if len(trees) == 2 and not tables:
         return ImageFolder(folder.name, folder)
     found = [f"{split}.parquet" for split in tables] + [f"{split}/" for split in trees]
-    raise DataError(f"task {folder.name!r}: {' and '.join(found) or 'neither form'} in {folder}; expected {EXPECTED}")
+    if found:
+        raise DataError(f"task {folder.name!r}: {' and '.join(found)} in {folder}; expected {EXPECTED}")
+    hint = _tasks_below(folder) or f"expected {EXPECTED}"
+    raise DataError(
+        f"task {folder.name!r}: {folder} holds neither train/ and test/ nor train.parquet and test.parquet; {hint}"
+    )
+
+
+def _tasks_below(folder: Path) -> str:
+    """Which folders in a folder look like tasks, told as a hint; empty if none does."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return ""
+    found = [
+        name
+        for name in names
+        if all(os.path.isdir(folder / name / split) for split in SPLITS)
+        or all(os.path.isfile(folder / name / f"{split}.parquet") for split in SPLITS)
+    ]
+    if len(found) < 2:
+        return f"its folder {found[0]} looks like a task; name that" if found else ""
+    shown = ", ".join(found[:NAMED]) + (", ..." if len(found) > NAMED else "")
+    return f"its folders {shown} look like tasks; name those"
 
 
 def _missing(reference: str, is_path: bool, data_root: Path | None) -> str:

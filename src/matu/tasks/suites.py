@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from matu.tasks.demo import DEMO_8
+from matu.tasks.paper import PAPER_8, PAPER_30
 
 REAL_8 = ("intel_scenes", "stanford_cars", "aid", "eurosat", "mnist_m", "gtsrb", "mnist", "dtd10")
 REAL_22 = (
@@ -27,6 +28,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "demo-8": tuple(f"demo:{name}" for name in DEMO_8),
     "real-8": REAL_8,
     "real-22": REAL_22,
+    "paper-8": PAPER_8,
+    "paper-30": PAPER_30,
 }
 
 

@@ -87,7 +87,7 @@ def build_trainer(
     root = None if models_root is None else Path(models_root)
     backbone = load_backbone(m.backbone, image_size=config.tasks.image_size, models_root=root)
     model = AdaptedModel(
-        backbone, rank=m.rank, alpha=m.alpha, targets=m.targets, adapter_seed=m.adapter_seed,
+        backbone, rank=m.rank, alpha=m.alpha, targets=m.targets, adapter_seed=m.adapter_seed, start_b=m.start_b,
         device=device, low_precision=precision == "bfloat16",
     )  # fmt: skip
     return Trainer(model, config.training)

@@ -36,6 +36,25 @@ class Weights(NamedTuple):
     head: Tensor
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a method asks of local training beyond the loss.
+
+    Attributes
+    ----------
+    proximal
+        μ of (μ/2)‖θ − θ_start‖² over adapter and head, added to the loss (FedProx).
+    linearised
+        Train and evaluate the features' first-order Taylor expansion at the start of the adapter.
+    trained
+        bool [d], which adapter parameters learn; None: all.
+    """
+
+    proximal: float = 0.0
+    linearised: bool = False
+    trained: Tensor | None = None
+
+
 @dataclass
 class Clock:
     """What training and evaluation cost so far."""
@@ -56,10 +75,13 @@ class Trainer:
         The adapted model; its parameters are overwritten by every call.
     config
         Steps, rate, clipping.
+    objective
+        What the method asks for.
     """
 
     model: AdaptedModel
     config: TrainingConfig
+    objective: Objective = field(default_factory=Objective)
     clock: Clock = field(default_factory=Clock)
 
     def train(
@@ -100,15 +122,23 @@ class Trainer:
             fit.step(split, batch)
         return fit.weights(), fit.mean_loss()
 
-    @torch.inference_mode()
+    def features(self, images: np.ndarray) -> Tensor:
+        """Image features of uint8 images [n, size, size, 3], float32 [n, features]."""
+        pixels = torch.from_numpy(images)
+        if self.objective.linearised:
+            return self.model.linearised_features(pixels).float()
+        return self.model.features(pixels).float()
+
+    @torch.no_grad()
     def predict_as_is(self, head: Tensor, images: np.ndarray, *, batch_size: int = 250) -> Tensor:
         """Logits, float32 [n, classes], of uint8 images [n, size, size, 3], with the adapter as it stands."""
         began = time.perf_counter()
         head = head.to(self.model.device)
         parts = []
         for first in range(0, len(images), batch_size):
-            chunk = torch.from_numpy(np.array(images[first : first + batch_size]))  # a copy: the cache is read-only
-            parts.append(logits(self.model.features(chunk).float(), head).cpu())
+            chunk = np.array(images[first : first + batch_size])  # a copy: the cache is read-only
+            with torch.inference_mode(not self.objective.linearised):  # which has no forward-mode derivatives
+                parts.append(logits(self.features(chunk), head).cpu())
         self.clock.evaluate_images += len(images)
         self.clock.evaluate_s += time.perf_counter() - began
         return torch.cat(parts)
@@ -134,6 +164,7 @@ class Fit:
         self.trainer, self.model = trainer, trainer.model
         self.model.load(start.vector)
         self.head = nn.Parameter(start.head.to(self.model.device, copy=True))
+        self._start = [self.model.parameters.detach().clone(), self.head.detach().clone()]
         c = trainer.config
         self.trained = [self.model.parameters, self.head]
         self.optimiser = torch.optim.AdamW(self.trained, lr=c.learning_rate, weight_decay=c.weight_decay)
@@ -142,19 +173,39 @@ class Fit:
     def step(self, split: Split, batch: np.ndarray) -> None:
         """One step on the images at `batch`."""
         began = time.perf_counter()
-        features = self.model.features(torch.from_numpy(split.images[batch])).float()
+        features = self.trainer.features(split.images[batch])
         labels = torch.from_numpy(split.labels[batch]).to(self.model.device)
         loss = nn.functional.cross_entropy(logits(features, self.head), labels)
         self.model.parameters.grad.zero_()  # type: ignore[union-attr]  # the LoRA matrices' gradients are views of it
         self.head.grad = None
         loss.backward()
+        self._shape_gradients()
         if self.trainer.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.trained, self.trainer.config.gradient_clip)
         self.optimiser.step()
+        self._hold_frozen()
         self._losses += loss.detach()
         self._steps += 1
         self.trainer.clock.train_images += len(batch)
         self.trainer.clock.train_s += time.perf_counter() - began
+
+    def _shape_gradients(self) -> None:
+        """Add the proximal term's gradient μ(θ − θ_start); drop that of parameters that do not learn."""
+        asked = self.trainer.objective
+        if asked.proximal:
+            for parameter, start in zip(self.trained, self._start, strict=True):
+                assert parameter.grad is not None
+                parameter.grad.add_(parameter.detach() - start, alpha=asked.proximal)
+        if asked.trained is not None:
+            assert self.model.parameters.grad is not None
+            self.model.parameters.grad.mul_(asked.trained.to(self.model.device))
+
+    def _hold_frozen(self) -> None:
+        """Weight decay would move parameters that do not learn."""
+        learns = self.trainer.objective.trained
+        if learns is not None:
+            here = self.model.parameters.data
+            torch.where(learns.to(self.model.device), here, self._start[0], out=here)
 
     def mean_loss(self) -> float:
         """Mean loss a step so far."""

@@ -18,6 +18,7 @@ from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor
 
 from matu.errors import DataError
+from matu.vectors.accumulate import MAX_SAMPLES
 
 FORMAT = 1
 _HEADER_KEYS = {
@@ -131,8 +132,8 @@ def _check_header(header: object) -> None:
     lists = header["class_lists"]
     if not isinstance(lists, list) or not all(isinstance(c, str) for c in lists) or len(lists) not in (0, len(tasks)):
         stop(f"class_lists {lists!r}, expected none or one text a task")
-    if not isinstance(samples, list) or not all(type(n) is int and n > 0 for n in samples):
-        stop(f"samples {samples!r}, expected a list of whole numbers > 0")
+    if not isinstance(samples, list) or not all(type(n) is int and 0 < n <= MAX_SAMPLES for n in samples):
+        stop(f"samples {samples!r}, expected a list of whole numbers from 1 to {MAX_SAMPLES}")
     if samples and len(samples) != len(tasks):
         stop(f"{len(samples)} sample counts for {len(tasks)} tasks")
     metrics = header["metrics"]

@@ -1,0 +1,312 @@
+"""Figures of a comparison, as PNG and SVG that repeat to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from matu.bench.report import Results, is_reference, label
+
+# Okabe and Ito's colours, and Tol's where those run out; related methods are near, markers tell them apart.
+_LOOKS = {
+    "individual": ("#555555", "|"), "local": ("#999999", "H"), "fedavg": ("#0072B2", "o"),
+    "per_task_fedavg": ("#56B4E9", "s"), "fedprox": ("#332288", "^"), "fedper": ("#117733", "v"),
+    "mat_fl": ("#009E73", "D"), "ntk_fedavg": ("#E69F00", "P"), "task_arithmetic": ("#CC79A7", "X"),
+    "ties": ("#882255", "<"), "ffa_lora": ("#999933", ">"), "matu": ("#D55E00", "*"),
+}  # fmt: skip
+_SPARE = (("#000000", "h"), ("#8C6D31", "p"), ("#7A7A7A", "d"))
+_STYLE: Any = {
+    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
+    "axes.labelcolor": "#222222", "axes.axisbelow": True, "axes.grid": True, "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8, "xtick.color": "#444444", "ytick.color": "#444444", "legend.frameon": False,
+    "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "matu",
+    "figure.constrained_layout.h_pad": 0.1, "figure.constrained_layout.w_pad": 0.08,
+}  # fmt: skip
+
+
+def draw_all(results: Results, folder: Path) -> list[Path]:
+    """Every figure that the comparison has data for."""
+    drawn = accuracy_over_rounds(results, folder / "accuracy_over_rounds")
+    drawn += normalised_by_task(results, folder / "normalised_by_task")
+    if results["axis"]:
+        drawn += against_axis(results, folder / "against_axis")
+    if len(results["settings"]) > 1:
+        drawn += normalised_by_setting(results, folder / "normalised_by_setting")
+    return drawn
+
+
+@rc_context(_STYLE)
+def accuracy_over_rounds(results: Results, path: Path) -> list[Path]:
+    """Mean accuracy by round, a panel a setting: the mean over seeds, with a band from the lowest to the highest."""
+    curves = {s: c for s in results["settings"] if (c := _curves(results, s))}
+    if not curves:
+        return []
+    figure, panels = _panels(len(curves), width=5.2, height=4.2, sharey=True)
+    shown: set[str] = set()
+    for axes, (setting, lines) in zip(panels, curves.items(), strict=True):
+        for method, (rounds, shares) in lines.items():
+            every = max(1, len(rounds) // 10)
+            axes.plot(rounds, 100 * shares.mean(0), **_line(results, method), markevery=every)
+            if len(shares) > 1:
+                band = {"color": _look(results, method)["color"], "alpha": 0.13, "linewidth": 0}
+                axes.fill_between(rounds, 100 * shares.min(0), 100 * shares.max(0), **band)
+        for method in filter(is_reference, results["methods"]):
+            if (share := _read(results, setting, method, "average", "mean")) is not None:
+                axes.axhline(100 * share, **_line(results, method))
+                shown.add(method)
+        shown |= lines.keys()
+        axes.set(title=setting, xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(left=0)
+    panels[0].set_ylabel("mean test accuracy in %")
+    _legend(figure, results, shown)
+    return _save(figure, path)
+
+
+@rc_context(_STYLE)
+def normalised_by_task(results: Results, path: Path) -> list[Path]:
+    """Accuracy over Individual's by task, a panel a setting; the tasks Individual finds hardest at the bottom."""
+    points = {s: p for s in results["settings"] if (p := _ratios(results, s))}
+    if not points:
+        return []
+    ease = {t: np.mean([a for s in points if (a := _alone(results, s, t))] or [0.0]) for t in results["tasks"]}
+    tasks = sorted(ease, key=lambda task: ease[task])
+    figure, panels = _panels(len(points), width=5.2, height=1.4 + 0.34 * len(tasks), sharey=True)
+    for axes, (setting, methods) in zip(panels, points.items(), strict=True):
+        for method, ratios in methods.items():
+            held = [i for i, task in enumerate(tasks) if task in ratios]
+            axes.plot([100 * ratios[tasks[i]] for i in held], held, **_dots(results, method))
+        axes.axvline(100, **_line(results, "individual"))
+        axes.set(title=setting, xlabel="accuracy over Individual's in %")
+        axes.set_yticks(range(len(tasks)), tasks)
+        axes.set_ylim(-0.6, len(tasks) - 0.4)
+    limits = [axes.get_xlim() for axes in panels]
+    for axes in panels:
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+    _legend(figure, results, {"individual"}.union(*points.values()), _dots)
+    return _save(figure, path)
+
+
+@rc_context(_STYLE)
+def against_axis(results: Results, path: Path) -> list[Path]:
+    """MB of a round and normalised accuracy, against the number that the settings differ in."""
+    bytes_ = _against(results, "round_bytes", unit=1e-6)
+    shares = _against(results, "normalised", "mean_of_ratios", "mean", unit=100)
+    if not bytes_ and not shares:
+        return []
+    figure, panels = _panels(2, width=4.8, height=4.0)
+    titles = ("MB a round, all messages", "accuracy over Individual's in %")
+    for axes, title, found in zip(panels, titles, (bytes_, shares), strict=True):
+        for method, points in found.items():
+            # One point alone is no line, and needs its marker.
+            twins = [other for other in found if found[other] == points] if len(points) > 1 else [method]
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, **_striped(_line(results, method), twins.index(method), len(twins)))
+        axes.set(title=title, xlabel=results["axis"].replace("_", " "))
+        axes.set_xticks([about[results["axis"]] for about in results["settings"].values()])
+    panels[0].set_ylim(bottom=0)
+    if shares:
+        panels[1].axhline(100, **_line(results, "individual"))
+    _legend(figure, results, {*bytes_, *shares} | ({"individual"} if shares else set()))
+    return _save(figure, path)
+
+
+@rc_context(_STYLE)
+def normalised_by_setting(results: Results, path: Path) -> list[Path]:
+    """Accuracy over Individual's, a group of bars a setting, with the standard deviation over seeds."""
+    settings = [s for s in results["settings"] if s in results["summary"]]
+    methods = [
+        m for m in results["methods"]
+        if m != "individual" and any(_normalised(results, s, m, "mean") is not None for s in settings)
+    ]  # fmt: skip
+    if not methods:
+        return []
+    bar = 0.84 / len(methods)
+    figure, (axes,) = _panels(1, width=max(6.0, 1.2 + 0.26 * len(methods) * len(settings)), height=4.2)
+    for i, method in enumerate(methods):
+        for j, setting in enumerate(settings):
+            if (mean := _normalised(results, setting, method, "mean")) is not None:
+                x = j + (i - (len(methods) - 1) / 2) * bar
+                axes.bar(x, 100 * mean, 0.88 * bar, **_bar(results, method))
+                if std := _normalised(results, setting, method, "std"):
+                    axes.errorbar(x, 100 * mean, 100 * std, color="#222222", elinewidth=1, capsize=2)
+    axes.axhline(100, **_line(results, "individual"))
+    axes.set_ylim(0, max(105.0, axes.get_ylim()[1]))
+    axes.set_xticks(range(len(settings)), settings)
+    axes.grid(axis="x", visible=False)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("accuracy over Individual's in %")
+    handles = [Patch(**_bar(results, m), label=label(m)) for m in methods]
+    alone = Line2D([], [], **_line(results, "individual"), label=label("individual"))
+    figure.legend(handles=[alone, *handles], loc="outside right upper")
+    return _save(figure, path)
+
+
+@rc_context(_STYLE)
+def similarity_map(names: Sequence[str], matrix: ArrayLike, clusters: Sequence[int], path: Path) -> list[Path]:
+    """Heat map of task similarity; `clusters` numbers each task's cluster, tasks are ordered by it, borders drawn."""
+    if not len(names):
+        return []
+    order = sorted(range(len(names)), key=lambda i: clusters[i])
+    values = np.asarray(matrix, dtype=float)[np.ix_(order, order)]
+    others = values[~np.eye(len(order), dtype=bool)]  # the diagonal is 1 and would use up the colours
+    low, high = (others.min(), others.max()) if others.size and np.ptp(others) > 0 else (0.0, 1.0)
+    side = 2.6 + 0.42 * len(order)
+    figure = Figure(figsize=(side + 0.6, side), layout="compressed")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="Blues", vmin=low, vmax=high)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(order)), [names[i] for i in order])
+    figure.colorbar(image, ax=axes, label="similarity", shrink=0.7, extend="max")
+    if len(order) <= 12:
+        _write_numbers(axes, values, low + 0.6 * (high - low))
+    sizes = np.unique([clusters[i] for i in order], return_counts=True)[1]
+    for start, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
+        square = Rectangle((start - 0.5, start - 0.5), size, size, fill=False, edgecolor="#D55E00", linewidth=2.5)
+        square.set_clip_on(False)
+        axes.add_patch(square)
+    return _save(figure, path)
+
+
+def _write_numbers(axes: Axes, values: np.ndarray, middle: float) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value > middle else "#222222"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+
+
+def _panels(count: int, *, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, three in a row at most, and room for a legend."""
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns + 2.0, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel().tolist()
+    for axes in grid[count:]:
+        axes.remove()
+    return figure, grid[:count]
+
+
+def _look(results: Results, method: str) -> dict[str, Any]:
+    """A method's own colour and marker, the same in all figures."""
+    name = method.split()[0]
+    unknown = [m for m in dict.fromkeys(m.split()[0] for m in results["methods"]) if m not in _LOOKS]
+    colour, marker = _LOOKS[name] if name in _LOOKS else _SPARE[unknown.index(name) % len(_SPARE)]
+    size = {"*": 9.0, "P": 6.5, "X": 6.5}.get(marker, 5.0)
+    return {"color": colour, "marker": marker, "markersize": size, "zorder": 4 if name == "matu" else 3}
+
+
+def _line(results: Results, method: str) -> dict[str, Any]:
+    if is_reference(method):
+        dashes = (0, (5, 3)) if method.startswith("individual") else (0, (1, 2))
+        return {"color": _look(results, method)["color"], "linestyle": dashes, "linewidth": 1.6, "zorder": 2}
+    return _look(results, method) | {
+        "linestyle": ("-", "--", ":", "-.")[_variant(results, method) % 4],
+        "linewidth": 3 if method.split()[0] == "matu" else 1.5,
+        "markeredgecolor": "white", "markeredgewidth": 0.6,
+    }  # fmt: skip
+
+
+def _dots(results: Results, method: str) -> dict[str, Any]:
+    if method == "individual":
+        return _line(results, method)
+    look = _look(results, method)
+    open_face = {"markerfacecolor": "white", "markeredgecolor": look["color"]} if _variant(results, method) else {}
+    size = 1.5 * look["markersize"]
+    return look | {"linestyle": "none", "markersize": size, "alpha": 0.9, "markeredgecolor": "white"} | open_face
+
+
+def _variant(results: Results, method: str) -> int:
+    """The place of a method among those of its name, which share a colour."""
+    return [m for m in results["methods"] if m.split()[0] == method.split()[0]].index(method)
+
+
+def _bar(results: Results, method: str) -> dict[str, Any]:
+    hatch = ("", "///", "...", "xxx")[_variant(results, method) % 4]
+    edge = ("#222222", 1.2) if method.split()[0] == "matu" else ("white", 0.0)
+    return {"facecolor": _look(results, method)["color"], "edgecolor": edge[0], "linewidth": edge[1], "hatch": hatch}
+
+
+def _striped(line: dict[str, Any], place: int, count: int) -> dict[str, Any]:
+    """One of `count` lines that lie on each other, in dashes that leave the others visible."""
+    if count == 1:
+        return line
+    return line | {"linestyle": (5 * place, (5, 5 * (count - 1))), "dash_capstyle": "butt", "marker": "none"}
+
+
+def _legend(
+    figure: Figure, results: Results, shown: set[str], style: Callable[[Results, str], dict[str, Any]] = _line
+) -> None:
+    handles = [Line2D([], [], label=label(m), **style(results, m)) for m in results["methods"] if m in shown]
+    figure.legend(handles=handles, loc="outside right upper", handlelength=2.4)
+
+
+def _curves(results: Results, setting: str) -> dict[str, tuple[list[int], np.ndarray]]:
+    """By method: the rounds that all its seeds were evaluated after, and accuracy as float [seeds, rounds]."""
+    found = {}
+    for method in results["methods"]:
+        seeds = [
+            dict(map(tuple, cell["curve"])) for cell in results["cells"]
+            if (cell["setting"], cell["method"]) == (setting, method) and cell["curve"]
+        ]  # fmt: skip
+        rounds = sorted(set.intersection(*map(set, seeds))) if seeds else []
+        if rounds and not is_reference(method):
+            found[method] = rounds, np.array([[seed[r] for r in rounds] for seed in seeds], dtype=float)
+    return found
+
+
+def _ratios(results: Results, setting: str) -> dict[str, dict[str, float]]:
+    """By method and task: accuracy over Individual's."""
+    found = {}
+    for method in results["methods"]:
+        accuracy = {t: _read(results, setting, method, "accuracy", t, "mean") for t in results["tasks"]}
+        ratios = {t: a / alone for t, a in accuracy.items() if a is not None and (alone := _alone(results, setting, t))}
+        if ratios and method != "individual":
+            found[method] = ratios
+    return found
+
+
+def _against(results: Results, *keys: str, unit: float) -> dict[str, list[tuple[float, float]]]:
+    """By method: the axis' number and a number of the summary, in the axis' order."""
+    about = sorted((about[results["axis"]], s) for s, about in results["settings"].items())
+    found = {
+        m: [(x, unit * y) for x, s in about if (y := _read(results, s, m, *keys)) is not None]
+        for m in results["methods"]
+    }
+    return {method: points for method, points in found.items() if points and method != "individual"}
+
+
+def _alone(results: Results, setting: str, task: str) -> float | None:
+    return _read(results, setting, "individual", "accuracy", task, "mean")
+
+
+def _normalised(results: Results, setting: str, method: str, kind: str) -> float | None:
+    return _read(results, setting, method, "normalised", "mean_of_ratios", kind)
+
+
+def _read(results: Results, setting: str, method: str, *keys: str) -> Any:
+    """A number of the summary, or None where something on the way is not there yet."""
+    value: Any = results["summary"]
+    for key in (setting, method, *keys):
+        value = value.get(key) if value else None
+    return value
+
+
+def _save(figure: Figure, path: Path) -> list[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = (path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg"))
+    figure.savefig(png, dpi=160, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(svg, bbox_inches="tight", metadata={"Date": None})
+    return [png, svg]

@@ -1,0 +1,287 @@
+"""What a comparison is: a base configuration, settings, methods and seeds, and the runs (cells) they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from matu.config import FederationConfig, RunConfig, config_of, config_table, read_table
+from matu.errors import ConfigError
+from matu.methods import find_method, method_name, method_names, method_source
+from matu.methods.base import parse_options
+
+REFERENCES = ("individual", "local")
+SHARED = ("tasks", "machine")
+"""Sections that no setting and no method may change."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison, before anything has run.
+
+    Attributes
+    ----------
+    base
+        What all cells share.
+    settings
+        By name, the options in which a setting differs from the base.
+    methods
+        Methods to compare: a name, perhaps with options ("mat_fl rounds=300", "matu rule=off").
+    seeds
+        Every method runs once with each.
+    learning_rates
+        The common grid on which every method is tuned; one rate: no tuning.
+    tune_rounds, tune_setting
+        The short form in which it is tuned, on a held-out tenth of the training images.
+    target
+        Share of individual's mean accuracy that "rounds to target" asks for.
+    axis
+        An option by whose value in each setting figures are drawn; empty: none.
+    """
+
+    base: RunConfig
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    tune_rounds: int = 20
+    tune_setting: str = ""
+    target: float = 0.75
+    axis: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.settings:
+            f = self.base.federation
+            single: dict[str, Any] = {"zeta_t": 0.0}
+            if f.tasks_per_client or f.task_groups:
+                single |= {"tasks_per_client": 0, "task_groups": []}
+            object.__setattr__(self, "settings", {"single": single, "many": {"zeta_t": f.zeta_t or 0.5}})
+        if not self.methods:
+            last = ("matu",)
+            object.__setattr__(
+                self, "methods", (*REFERENCES, *(n for n in method_names() if n not in (*REFERENCES, *last)), *last)
+            )
+        if not self.tune_setting:
+            object.__setattr__(self, "tune_setting", list(self.settings)[-1])
+
+    def check(self) -> None:
+        """Raise ConfigError for whatever cannot work, before any work."""
+        for name, values in (("seeds", self.seeds), ("methods", self.methods), ("learning_rates", self.learning_rates)):
+            if not values or len(set(values)) != len(values):
+                raise ConfigError(f"{name} {list(values)}: expected at least one, each once")
+        if self.tune_setting not in self.settings:
+            raise ConfigError(f"tune_setting '{self.tune_setting}': expected one of {', '.join(self.settings)}")
+        if self.tune_rounds < 1 or not 0 < self.target <= 1:
+            raise ConfigError(f"tune_rounds {self.tune_rounds}, target {self.target}: expected 1 or more, and 0 to 1")
+        if self.axis and not all(_is_number(values.get(self.axis)) for values in self.settings.values()):
+            raise ConfigError(f"axis '{self.axis}': expected a number of that name in every setting")
+        for rate in self.learning_rates:
+            for cell in self.cells(dict.fromkeys(self.tuned(), rate)):
+                cell.config.check()
+
+    def tuned(self) -> list[str]:
+        """The methods' names without options, each once: what a rate is chosen for."""
+        return list(dict.fromkeys(spec.split()[0] for spec in self.methods))
+
+    def cells(self, rates: Mapping[str, float]) -> list[Cell]:
+        """Every run of the comparison, the first seed of all methods first."""
+        return [
+            self._cell(setting, spec, seed, rates[spec.split()[0]])
+            for seed in self.seeds
+            for spec in self.methods
+            if spec.split()[0] in rates
+            for setting in self.settings
+        ]
+
+    def tuning_cells(self) -> list[Cell]:
+        """The short runs that choose the rates; none where there is nothing to choose."""
+        if len(self.learning_rates) == 1:
+            return []
+        short = {"rounds": self.tune_rounds, "held_out": True, "evaluate_every": 0}
+        return [
+            self._cell(self.tune_setting, method, self.seeds[0], rate, short)
+            for method in self.tuned()
+            for rate in self.learning_rates
+        ]
+
+    def _cell(
+        self, setting: str, spec: str, seed: int, rate: float, more: Mapping[str, Any] | None = None
+    ) -> Cell:  # fmt: skip
+        name, changes, options = parse_spec(spec)
+        config = with_options(self.base, self.settings[setting], f"setting '{setting}'")
+        config = with_options(config, {"seed": seed, "learning_rate": rate, "reference": False})
+        config = with_options(config, changes, f"method '{spec}'")
+        config = with_options(config, {"method": name, "options": options, **(more or {})})
+        if name == "individual" and not config.training.local_steps:  # it knows no clients: one cell for all settings
+            f = config.federation
+            alone = FederationConfig(method=name, clients=1, rounds=f.rounds, participation=f.participation)
+            config = dataclasses.replace(config, federation=alone)
+        return Cell(setting, spec, seed, rate, config)
+
+    def table(self) -> dict[str, Any]:
+        """As TOML: the base configuration, the settings and the rest."""
+        rest = {
+            f.name: list(value) if isinstance(value := getattr(self, f.name), tuple) else value
+            for f in dataclasses.fields(self)
+            if f.name not in ("base", "settings")
+        }
+        return {**config_table(self.base), "compare": rest, "settings": {n: dict(v) for n, v in self.settings.items()}}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison."""
+
+    setting: str
+    method: str
+    seed: int
+    learning_rate: float
+    config: RunConfig
+
+    @property
+    def hash(self) -> str:
+        """Of all that decides the numbers but the machine: where a cell was computed does not matter."""
+        table = config_table(self.config)
+        table["machine"] = {"seed": self.config.machine.seed}
+        method = self.config.federation.method
+        table["federation"]["method"] = method_name(method)
+        text = json.dumps([table, method_source(method)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        method = "-".join(method_name(word) if i == 0 else word for i, word in enumerate(self.method.split()))
+        setting = "" if self.config.federation.method == "individual" else f"{self.setting}-"
+        return f"{setting}{method.replace('=', '')}-s{self.seed}-{self.hash}"
+
+    def __str__(self) -> str:
+        return f"{self.setting}, {self.method}, seed {self.seed}, rate {self.learning_rate:g}"
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any], list[str]]:
+    """ "mat_fl clusters=5 rounds=300" -> its name, the options of the run it changes, and its own options.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown method, or a word that is neither.
+    """
+    name, *words = spec.split() or [""]
+    kind, own, changes = find_method(name), [], {}
+    fields = {option: value for _, option, value in _options_of(RunConfig())}
+    for word in words:
+        option, equals, text = word.partition("=")
+        if option in {f.name for f in dataclasses.fields(kind.Options)} or option not in fields or not equals:
+            own.append(word)
+        else:
+            changes[option] = _typed_like(fields[option], text, f"method '{spec}'")
+    parse_options(kind, own)
+    return name, changes, own
+
+
+def _typed_like(example: Any, text: str, where: str) -> Any:
+    try:
+        if isinstance(example, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return text.split("+") if isinstance(example, tuple) else type(example)(text)
+    except (KeyError, ValueError):
+        raise ConfigError(f"{where}: {text!r}; expected something like {example}") from None
+
+
+def _options_of(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
+    for section in dataclasses.fields(config):
+        for option, value in dataclasses.asdict(getattr(config, section.name)).items():
+            yield section.name, option, value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def with_options(config: RunConfig, changes: Mapping[str, Any], where: str = "") -> RunConfig:
+    """The configuration with options replaced by name, whatever section they stand in.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown name, or a value of another type.
+    """
+    table = config_table(config)
+    section_of = {option: section for section, option, _ in _options_of(config)}
+    for option, value in changes.items():
+        if option not in section_of:
+            raise ConfigError(f"{where}: unknown option '{option}'; known are {', '.join(section_of)}")
+        if where and section_of[option] in SHARED:
+            raise ConfigError(f"{where}: '{option}' is shared by all that is compared; set it for the whole comparison")
+        table[section_of[option]][option] = list(value) if isinstance(value, tuple) else value
+    return config_of(table, where)
+
+
+def read_comparison(path: Path) -> Comparison:
+    """A comparison from a TOML file: a run's sections, and perhaps [compare] and [settings.NAME].
+
+    Raises
+    ------
+    ConfigError
+        For a missing or broken file, or an unknown section, option or value.
+    """
+    return comparison_of(read_table(path), str(path))
+
+
+def comparison_of(table: Mapping[str, Any], where: str) -> Comparison:
+    """The comparison in a table as `Comparison.table` gives it."""
+    run = {name: section for name, section in table.items() if name not in ("compare", "settings")}
+    rest, settings = table.get("compare", {}), table.get("settings", {})
+    known = [f for f in dataclasses.fields(Comparison) if f.name not in ("base", "settings")]
+    unknown = sorted(set(rest) - {f.name for f in known})
+    if unknown:
+        raise ConfigError(
+            f"{where} [compare]: unknown {', '.join(unknown)}; known are {', '.join(f.name for f in known)}"
+        )
+    if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
+        raise ConfigError(f"{where}: expected sections [settings.NAME], found {settings!r}")
+    values = {f.name: _value(f.default, rest[f.name], f"{where} [compare]: {f.name}") for f in known if f.name in rest}
+    return Comparison(config_of(run, where), settings, **values)
+
+
+def _value(default: Any, value: Any, where: str) -> Any:
+    if isinstance(default, tuple):
+        kind = type(default[0]) if default else str
+        if not isinstance(value, list) or not all(type(one) in (kind, int) and type(one) is not bool for one in value):
+            raise ConfigError(f"{where}: {value!r}; expected a list like {list(default) or ['matu']}")
+        return tuple(kind(one) for one in value)
+    if type(value) not in (type(default), int) or isinstance(value, bool):
+        raise ConfigError(f"{where}: {value!r}; expected something like {default!r}")
+    return type(default)(value)
+
+
+def write_comparison(comparison: Comparison) -> bytes:
+    """As TOML, complete."""
+    return tomli_w.dumps(comparison.table()).encode()
+
+
+def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """What keeps two comparisons (tables) from sharing a folder; methods, seeds and settings may be added."""
+    found = []
+    for section in sorted((set(saved) | set(asked)) - {"compare", "settings", "machine"}):
+        before, after = saved.get(section, {}), asked.get(section, {})
+        found += [f"{o}: {before.get(o)!r} there, {after.get(o)!r} here" for o in sorted(set(before) | set(after))
+                  if before.get(o) != after.get(o) and o not in ("method", "options", "learning_rate")]  # fmt: skip
+    for name, values in asked["settings"].items():
+        if name in saved["settings"] and saved["settings"][name] != values:
+            found.append(f"setting '{name}': {saved['settings'][name]} there, {values} here")
+    return found
+
+
+def load_saved(path: Path) -> dict[str, Any] | None:
+    """The table of the comparison that a folder holds, or None."""
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

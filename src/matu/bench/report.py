@@ -1,0 +1,269 @@
+"""Tables of a comparison, in Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LABELS = {
+    "individual": "Individual", "local": "Local", "fedavg": "FedAvg", "per_task_fedavg": "Per-task FedAvg",
+    "fedprox": "FedProx", "fedper": "FedPer", "mat_fl": "MaT-FL", "ntk_fedavg": "NTK-FedAvg",
+    "task_arithmetic": "Task arithmetic", "ties": "TIES", "ffa_lora": "FFA-LoRA", "matu": "MaTU",
+}  # fmt: skip
+REFERENCES = ("individual", "local")  # they send nothing, so they do not compete
+_INTERVALS = {
+    "seeds": "Student's t over seeds",
+    "test images": "normal approximation over test images, one seed, so it says nothing about other seeds",
+}
+_NOTHING, _UNFINISHED = "–", "not finished"
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "_%&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$"}
+)
+
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One column: `read` gives a mean with its std, or a finished text; only the former have a best value."""
+
+    title: str
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any] | str | None]
+
+
+def label(method: str) -> str:
+    """A method's name as people write it, its options behind it."""
+    name, *options = method.split()
+    return LABELS.get(name, name) + (f" ({', '.join(options)})" if options else "")
+
+
+def is_reference(method: str) -> bool:
+    """Whether the method is a bar to compare with, and not a competitor."""
+    return method.split()[0] in REFERENCES
+
+
+def setting_label(results: Results, setting: str) -> str:
+    """A setting's name, and what it differs in."""
+    options = ", ".join(f"{key} = {value}" for key, value in results["settings"][setting].items())
+    return f"{setting} ({options})" if options else setting
+
+
+def markdown(results: Results) -> str:
+    """The whole comparison: what was compared, the tuning, and two tables a setting."""
+    parts = [_opening(results)]
+    if results["tuning"]:
+        parts.append(_tuning(results["tuning"], results["methods"]))
+    for setting in results["settings"]:
+        parts.append(f"## {setting_label(results, setting)}")
+        for columns in (_accuracy_columns(results), _summary_columns(results)):
+            header = ["Method", *(column.title for column in columns)]
+            rows = [
+                [label(method), *(_bold(cell, best) for cell, best in cells)] if cells
+                else [label(method), _UNFINISHED, *[""] * (len(columns) - 1)]
+                for method, cells in _rows(results, setting, columns)
+            ]  # fmt: skip
+            parts.append(_pipes(header, rows))
+        parts.append("\n".join(f"- {note}" for note in _notes(results, setting)))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(results: Results) -> str:
+    """A booktabs table a setting, everything in it."""
+    tables = [_latex_table(results, setting) for setting in results["settings"]]
+    return "\n".join(["% \\usepackage{booktabs, graphicx}", *tables])
+
+
+def _opening(results: Results) -> str:
+    methods, tasks, seeds, settings = (results[key] for key in ("methods", "tasks", "seeds", "settings"))
+    return (
+        f"{results['name']}: {_count(methods, 'method')} on {_count(tasks, 'task')} ({', '.join(tasks)}); "
+        f"{_plural(seeds, 'seed')} {', '.join(map(str, seeds))}; "
+        f"{_plural(settings, 'setting')} {', '.join(setting_label(results, s) for s in settings)}. "
+        "Test accuracy in %."
+    )
+
+
+def _tuning(tuning: Mapping[str, Any], methods: Sequence[str]) -> str:
+    rates, rows = tuning["rates"], []
+    for method in sorted(tuning["accuracy"], key=lambda m: methods.index(m) if m in methods else len(methods)):
+        # JSON has its own way to write a rate, so they are compared as numbers.
+        found = {float(rate): share for rate, share in tuning["accuracy"][method].items()}
+        chosen = tuning["chosen"].get(method)
+        rows.append([label(method), *(_bold(_percent(found.get(rate)), rate == chosen) for rate in rates)])
+    intro = (
+        f"Mean accuracy in % after {tuning['rounds']} rounds of setting {tuning['setting']} with seed "
+        f"{tuning['seed']}, by learning rate; the chosen rate in bold."
+    )
+    return "## Learning rates\n\n" + intro + "\n\n" + _pipes(["Method", *(f"{rate:g}" for rate in rates)], rows)
+
+
+def _accuracy_columns(results: Results) -> list[_Column]:
+    tasks = [_Column(task, lambda s, task=task: s["accuracy"].get(task)) for task in results["tasks"]]  # type: ignore[misc]
+    return [*tasks, _Column("Average", lambda s: s["average"])]
+
+
+def _summary_columns(results: Results) -> list[_Column]:
+    return [
+        _Column("Normalised", lambda s: s["normalised"]["mean_of_ratios"]),
+        _Column("Ratio of means", lambda s: s["normalised"]["ratio_of_means"]),
+        _Column("Worst client", lambda s: s["worst_client"]),
+        _Column("MB up", lambda s: _number(s["uplink_bytes"], 1e-6)),
+        _Column("MB down", lambda s: _number(s["downlink_bytes"], 1e-6)),
+        _Column("Paper Mbit", lambda s: _number(s["paper_mbits"])),
+        _Column(f"Rounds to {100 * results['target']:.0f} %", lambda s: _target(s["rounds_to_target"])),
+        _Column("Difference to MaTU", lambda s: _difference(s["difference"])),
+    ]
+
+
+def _rows(
+    results: Results, setting: str, columns: Sequence[_Column]
+) -> list[tuple[str, list[tuple[str, bool]] | None]]:
+    """By method: text and whether it is the best, for each column; None where nothing is finished."""
+    found = results["summary"].get(setting, {})
+    methods = results["methods"]
+    best = [
+        max(
+            (_mean(column.read(found[m])) for m in methods if m in found and not is_reference(m)),
+            default=-1.0,
+        )
+        for column in columns
+    ]
+    rows: list[tuple[str, list[tuple[str, bool]] | None]] = []
+    for method in methods:
+        cells = None
+        if method in found:
+            values = [column.read(found[method]) for column in columns]
+            cells = [
+                (_text(value), not is_reference(method) and top >= 0 and _percent(_mean(value)) == _percent(top))
+                for value, top in zip(values, best, strict=True)
+            ]
+        rows.append((method, cells))
+    return rows
+
+
+def _notes(results: Results, setting: str) -> list[str]:
+    found = results["summary"].get(setting, {})
+    shown = [m for m in results["methods"] if m in found]
+    notes = [
+        "Best in bold, Individual and Local aside."
+        + (" ± is the standard deviation over seeds." if any(len(found[m]["seeds"]) > 1 for m in shown) else ""),
+        "Normalised is accuracy over Individual's in %, the mean of the tasks' ratios, then the ratio of the means. "
+        "MB and Mbit are for a client and round. "
+        f"Rounds count to {100 * results['target']:.0f} % of Individual's mean accuracy.",
+    ]
+    kinds: dict[str, list[str]] = {}
+    for method in shown:
+        if difference := found[method]["difference"]:
+            kinds.setdefault(difference["kind"], []).append(label(method))
+    for kind, methods in kinds.items():
+        whose = f" ({', '.join(methods)})" if len(kinds) > 1 else ""
+        notes.append(f"The difference to MaTU is in points, with a 95 % interval{whose}: {_INTERVALS[kind]}.")
+    return notes + _unfinished(results, setting)
+
+
+def _unfinished(results: Results, setting: str) -> list[str]:
+    """How far the setting is, where it is not done."""
+    seeds = {
+        m: {c["seed"] for c in results["cells"] if (c["setting"], c["method"]) == (setting, m)} & set(results["seeds"])
+        for m in results["methods"]
+    }
+    done, wanted = sum(map(len, seeds.values())), len(results["methods"]) * len(results["seeds"])
+    if done == wanted:
+        return []
+    total = len(results["seeds"])
+    partly = [f"{label(m)} {len(s)} of {total}" for m, s in seeds.items() if 0 < len(s) < total]
+    return [f"{done} of {wanted} cells are finished" + (f" (seeds: {', '.join(partly)})." if partly else ".")]
+
+
+def _latex_table(results: Results, setting: str) -> str:
+    tasks = len(results["tasks"])
+    columns = _accuracy_columns(results) + _summary_columns(results)
+    titles = [_escape(column.title) for column in columns]
+    titles = [f"\\rotatebox{{90}}{{{title}}}" for title in titles[:tasks]] + titles[tasks:]
+    body = []
+    for method, cells in _rows(results, setting, columns):
+        texts = (
+            [f"\\textbf{{{_escape(text)}}}" if best else _escape(text) for text, best in cells] if cells
+            else [f"\\multicolumn{{{len(columns)}}}{{l}}{{{_UNFINISHED}}}"]
+        )  # fmt: skip
+        body.append(" & ".join([_escape(label(method)), *texts]) + r" \\")
+    caption = _escape(f"{results['name']}, {setting_label(results, setting)}: test accuracy in %.")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{results['name']}-{setting}".lower())
+    return "\n".join([
+        r"\begin{table*}[t]", r"\centering", f"\\caption{{{caption}}}", f"\\label{{tab:{name}}}",
+        r"\resizebox{\textwidth}{!}{%", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule",
+        " & ".join(["Method", *titles]) + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}}",
+        r"\par\smallskip\footnotesize " + " ".join(map(_escape, _notes(results, setting))), r"\end{table*}", "",
+    ])  # fmt: skip
+
+
+def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned in the source too."""
+    table = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in table
+    ]
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _text(value: Mapping[str, Any] | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or _NOTHING
+    spread = "" if value["std"] is None else f" ± {_percent(value['std'])}"
+    return _percent(value["mean"]) + spread
+
+
+def _mean(value: Mapping[str, Any] | str | None) -> float:
+    """What columns are ranked by; -1 where there is no rank."""
+    return -1.0 if value is None or isinstance(value, str) or value["mean"] is None else value["mean"]
+
+
+def _percent(share: float | None) -> str:
+    return _NOTHING if share is None else f"{100 * share:.1f}"
+
+
+def _number(value: float | None, unit: float = 1.0) -> str:
+    return _NOTHING if value is None else f"{value * unit:.2f}"
+
+
+def _target(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return _NOTHING
+    if not found["reached"]:
+        return "not reached"
+    return f"{found['mean']:.0f}" + (
+        f" ({found['reached']} of {found['of']})" if found["reached"] < found["of"] else ""
+    )
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return _NOTHING
+    # Adding 0.0 turns -0.0 into 0.0.
+    mean, low, high = (f"{round(100 * found[k], 1) + 0.0:+.1f}".replace("-", "−") for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
+
+
+def _escape(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def _plural(things: Any, word: str) -> str:
+    return word if len(things) == 1 else word + "s"
+
+
+def _count(things: Any, word: str) -> str:
+    return f"{len(things)} {_plural(things, word)}"

@@ -1,0 +1,76 @@
+"""FedPer: the last block and the heads stay at the client (Arivazhagan et al. 2019).
+
+sent up      the adapter without its last block, once for each of the client's tasks
+sent down    the same part of the global adapter
+trained      every task of the client on its own: from the global part and the client's own block and head
+aggregated   the part that travels: sample-weighted mean over all (client, task)
+kept         at the server: that part; at clients: one block, the sample-weighted mean of its k trainings,
+             and a head a task
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from matu.errors import ConfigError
+from matu.methods.base import Local, Means, State, check_tensors
+from matu.methods.fedavg import FedAvg, FedAvgRound
+from matu.training import Weights
+
+
+class FedPer(FedAvg):
+    """The method of this file."""
+
+    personal = True
+
+    @cached_property
+    def shared(self) -> Tensor:
+        layout = self.problem.layout
+        sizes = torch.tensor([torch.Size(shape).numel() for shape in layout.shapes])
+        blocks = [tuple(int(number) for number in re.findall(r"(?<=\.)\d+(?=\.)", name)) for name in layout.names]
+        if len(set(blocks)) < 2:
+            raise ConfigError("fedper: the backbone's layers are not numbered blocks, so none is the last")
+        return torch.tensor([block != max(blocks) for block in blocks]).repeat_interleave(sizes)
+
+    def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
+        return {"adapter": state.get("adapter", torch.zeros(self.shared_dim))}
+
+    def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
+        check_tensors(tensors, {"adapter": [self.shared_dim]})
+        vector = self.widen(tensors["adapter"])
+        if "block" in memory:
+            vector[~self.shared] = memory["block"]
+        return {t: Weights(vector, memory.get(f"head/{t}", self.problem.base(t).head)) for t in tasks}
+
+    def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
+        starts, block = self.weights(local.tasks, tensors, local.memory), Means()
+        sent, kept = {}, dict(local.memory)
+        for task in local.tasks:
+            trained = local.train(task, starts[task])
+            sent[f"adapter/{task}"] = self.narrow(trained.vector)
+            kept[f"head/{task}"] = trained.head
+            block.add("block", trained.vector[~self.shared], local.samples[task])
+        return sent, kept | block.values()
+
+    def begin_round(self, state: State) -> FedPerRound:
+        return FedPerRound(self, state)
+
+    def server_weights(self, state: State) -> None:
+        return None
+
+    def paper_bits(self, tasks: Sequence[str]) -> int:
+        return 32 * len(tasks) * self.shared_dim
+
+
+class FedPerRound(FedAvgRound):
+    """As in FedAvg, without heads."""
+
+    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+        check_tensors(tensors, {f"adapter/{t}": [self.method.shared_dim] for t in tasks})
+        for task, count in zip(tasks, samples, strict=True):
+            self.means.add("adapter", tensors[f"adapter/{task}"], count)

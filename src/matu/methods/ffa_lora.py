@@ -1,0 +1,32 @@
+"""FFA-LoRA: FedAvg that trains B alone (Sun et al. 2024).
+
+sent         as in FedAvg, but only the matrices B: half the adapter or less
+trained      B and the head; A stays where all sites drew it
+aggregated   as in FedAvg
+kept         at the server: B and a head a task; at clients: nothing
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from matu.methods.fedavg import FedAvg
+from matu.training import Objective
+
+
+class FfaLora(FedAvg):
+    """The method of this file."""
+
+    @cached_property
+    def shared(self) -> Tensor:
+        layout = self.problem.layout
+        sizes = torch.tensor([torch.Size(shape).numel() for shape in layout.shapes])
+        is_b = torch.tensor([".lora_B." in name for name in layout.names])
+        return is_b.repeat_interleave(sizes)
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(trained=self.shared)

@@ -1,0 +1,59 @@
+"""Local: every site alone, what it has without anybody; the lower reference.
+
+sent         nothing
+trained      each task on the site's own data, for as many epochs as the federation spends on it in the mean
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from matu.methods.reference import Reference, budget_steps, remembered, training_facts
+from matu.seeds import stream
+from matu.tasks import Task
+from matu.training import Trainer, Weights
+
+FORMAT = 1
+
+
+class LocalOnly(Reference):
+    """The reference of this file."""
+
+    def accuracies(
+        self,
+        trainer: Trainer,
+        tasks: Mapping[str, Task],
+        shares: Mapping[str, Mapping[str, np.ndarray]],
+        *,
+        cache: Path,
+        tell: Callable[[str], None],
+    ) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for number, (site, share) in enumerate(shares.items(), 1):
+            tell(f"local: {site} ({number}/{len(shares)}): {', '.join(share)}")
+            found[site] = {
+                task: self._accuracy(trainer, tasks[task], site, indices, cache / "local")
+                for task, indices in share.items()
+            }
+        return found
+
+    def _accuracy(self, trainer: Trainer, task: Task, site: str, indices: np.ndarray, cache: Path) -> float:
+        steps = budget_steps(self.config, len(indices), holders=1)
+        seed = self.config.machine.seed
+
+        def compute() -> dict[str, float]:
+            head = torch.zeros(len(task.classes), trainer.model.backbone.features + 1)
+            start = Weights(torch.zeros(trainer.model.dim), head)
+            draw = stream(seed, "local", site, task.name)
+            weights, _ = trainer.train(start, task.train, indices, draw, steps=steps)
+            return {"accuracy": trainer.accuracy(weights, task.test)}
+
+        share = hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest()
+        model, how = training_facts(trainer, self.config)
+        facts = (FORMAT, site, task.name, task.digest, share, steps, *model, *how)
+        return float(remembered(cache, facts, compute)["accuracy"])

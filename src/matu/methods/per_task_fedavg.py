@@ -1,0 +1,76 @@
+"""Per-task FedAvg: one global adapter per task, the control that the paper lacks.
+
+sent up      an adapter and a head for each of the client's tasks
+sent down    the same of the server
+trained      every task of the client from that task's adapter
+aggregated   per task: sample-weighted mean over its holders; a task without holders keeps what it has
+kept         at the server: an adapter and a head a task; at clients: nothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
+
+from matu.methods.base import Local, Means, Method, Problem, State, check_plain
+from matu.training import Weights
+
+
+class PerTaskFedAvg(Method):
+    """The method of this file."""
+
+    def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
+        return plain({task: self._server(state, task) for task in tasks})
+
+    def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
+        check_plain(self.problem, tasks, tensors, self.problem.dim)
+        return {t: Weights(tensors[f"adapter/{t}"], tensors[f"head/{t}"]) for t in tasks}
+
+    def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
+        starts = self.weights(local.tasks, tensors, local.memory)
+        return plain({task: local.train(task, starts[task]) for task in local.tasks}), {}
+
+    def begin_round(self, state: State) -> PerTaskRound:
+        return PerTaskRound(self.problem, state, lambda means: means)
+
+    def server_weights(self, state: State) -> dict[str, Weights] | None:
+        return {task: self._server(state, task) for task in self.problem.tasks}
+
+    def paper_bits(self, tasks: Sequence[str]) -> int:
+        return 32 * (len(tasks) * self.problem.dim + self.problem.head_numbers(tasks))
+
+    def _server(self, state: State, task: str) -> Weights:
+        if f"head/{task}" not in state:
+            return self.problem.base(task)
+        return Weights(state[f"adapter/{task}"], state[f"head/{task}"])
+
+
+class PerTaskRound:
+    """Means per task of one round, folded in as updates arrive.
+
+    Parameters
+    ----------
+    problem, state
+        The sizes, and the state before the round.
+    advance
+        From the means by name (`adapter/<task>`, `head/<task>`; tasks with holders) to what changes in the state.
+    """
+
+    def __init__(self, problem: Problem, state: State, advance: Callable[[dict[str, Tensor]], State]) -> None:
+        self.problem, self.state, self.advance, self.means = problem, state, advance, Means()
+
+    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+        check_plain(self.problem, tasks, tensors, self.problem.dim)
+        for task, count in zip(tasks, samples, strict=True):
+            for name in (f"adapter/{task}", f"head/{task}"):
+                self.means.add(name, tensors[name], count)
+
+    def finish(self) -> State:
+        return {**self.state, **self.advance(self.means.values())} if self.means else self.state
+
+
+def plain(weights: Mapping[str, Weights]) -> dict[str, Tensor]:
+    """An adapter and a head a task, as they travel."""
+    vectors = {f"adapter/{task}": w.vector for task, w in weights.items()}
+    return vectors | {f"head/{task}": w.head for task, w in weights.items()}

@@ -1,0 +1,104 @@
+"""What a reference is: sites or a centre that train alone, so that nothing is sent; and its memory on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from matu.config import RunConfig
+from matu.files import write_atomic
+from matu.methods.base import NoOptions, parse_options
+from matu.tasks import Task
+from matu.training import Trainer
+
+
+class Reference:
+    """A reference to compare federated methods with.
+
+    Attributes
+    ----------
+    Options
+        As of a `Method`.
+    """
+
+    Options: ClassVar[type] = NoOptions
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.options: Any = parse_options(type(self), config.federation.options)
+
+    def accuracies(
+        self,
+        trainer: Trainer,
+        tasks: Mapping[str, Task],
+        shares: Mapping[str, Mapping[str, np.ndarray]],
+        *,
+        cache: Path,
+        tell: Callable[[str], None],
+    ) -> dict[str, dict[str, float]]:
+        """Train, and measure on the test images.
+
+        Parameters
+        ----------
+        trainer
+            Trains with the run's settings.
+        tasks
+            By name.
+        shares
+            By client and task, which of the task's training images are the client's (int64 [n]).
+        cache
+            Folder of earlier results; what it knows under the same settings is not trained again.
+        tell
+            Takes a line for people.
+
+        Returns
+        -------
+        dict
+            By client and task, test accuracy, a share of 1.
+
+        Raises
+        ------
+        TrainingError
+            If training left the finite numbers.
+        """
+        raise NotImplementedError
+
+
+def budget_steps(config: RunConfig, samples: int, holders: int) -> int:
+    """Optimiser steps on some data for what the federation spends on it.
+
+    With epochs that is E·R·participation epochs; with `local_steps`, the images that its holders see.
+    """
+    t, f = config.training, config.federation
+    per_epoch = -(-samples // min(t.batch_size, samples))
+    if t.local_steps:
+        return max(1, round(t.local_steps * f.rounds * f.participation * holders))
+    return max(1, round(t.local_epochs * f.rounds * f.participation)) * per_epoch
+
+
+def training_facts(trainer: Trainer, config: RunConfig) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What every training's numbers depend on, beside its data and its steps: the model, and how it is trained."""
+    t = config.training
+    how = (t.batch_size, t.learning_rate, t.weight_decay, t.gradient_clip, config.machine, torch.__version__)
+    return (trainer.model.fingerprint, config.tasks.image_size), how
+
+
+def remembered(folder: Path, facts: tuple[Any, ...], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the folder holds for these facts; computed and kept if it holds nothing that can be read."""
+    path = folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    try:
+        known = json.loads(path.read_text())
+        if isinstance(known, dict):
+            return known
+    except (OSError, ValueError):
+        pass
+    found = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(found).encode())
+    return found

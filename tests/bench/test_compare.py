@@ -1,0 +1,162 @@
+"""Whole comparisons on the small world."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import matu.bench.runner as compare_module
+from matu.bench import Bench, Comparison, compare
+from matu.bench.runner import run_cell
+from matu.errors import ConfigError, DataError, MatuError
+from matu.simulate import Roots
+from test_simulate import small
+
+
+@pytest.fixture
+def roots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Roots:
+    return Roots(data=tiny_data, models=None, cache=tmp_path_factory.getbasetemp() / "cache")
+
+
+def tiny(vit: Path, **changes: Any) -> Comparison:
+    base = small(vit, rounds=2, evaluate_every=1, evaluate_images=5)
+    fields = {"methods": ("individual", "fedavg", "matu"), "learning_rates": (1e-2,)} | changes
+    return Comparison(base, **fields)
+
+
+def bench(out: Path, roots: Roots, jobs: int = 1, said: list[str] | None = None) -> Bench:
+    return Bench(out, roots, jobs, (said if said is not None else []).append)
+
+
+def test_it_tunes_runs_and_writes_everything(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
+    comparison = tiny(tiny_vit, learning_rates=(1e-4, 1e-2), tune_rounds=3)
+    results = compare(comparison, bench(tmp_path / "out", roots))
+    assert json.loads((tmp_path / "out/results.json").read_text()) == results
+    assert results["tuning"]["setting"] == "many"
+    assert set(results["tuning"]["accuracy"]["fedavg"]) == {"0.0001", "0.01"}
+    for method, rate in results["tuning"]["chosen"].items():
+        found = results["tuning"]["accuracy"][method]
+        assert found[f"{rate:g}"] == max(found.values())
+    assert {(c["setting"], c["method"]) for c in results["cells"]} == {
+        (s, m) for s in ("single", "many") for m in ("individual", "fedavg", "matu")
+    }
+    for setting in ("single", "many"):
+        assert results["summary"][setting]["individual"]["normalised"]["mean_of_ratios"]["mean"] == pytest.approx(1)
+    made = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+    for name in ("table.md", "table.tex", "compare.toml", "figures/accuracy_over_rounds.png"):
+        assert name in made
+    assert not list((tmp_path / "out").rglob("checkpoint")), "of no use once a cell is done"
+    text = (tmp_path / "out/results.json").read_text() + (tmp_path / "out/table.md").read_text()
+    assert str(tmp_path) not in text
+
+
+def test_finished_cells_are_reused_and_a_folder_grows(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def counting(config: Any, folder: Path, where: Roots) -> None:
+        ran.append(folder.name)
+        run_cell(config, folder, where)
+
+    monkeypatch.setattr(compare_module, "run_cell", counting)
+    first = compare(tiny(tiny_vit), bench(tmp_path / "out", roots))
+    assert len(ran) == 5, "individual has one cell for both settings"
+    ran.clear()
+    assert compare(tiny(tiny_vit), bench(tmp_path / "out", roots)) == first
+    assert ran == []
+    grown = compare(tiny(tiny_vit, methods=("ties",), seeds=(1,)), bench(tmp_path / "out", roots))
+    assert len(ran) == 2
+    assert grown["methods"] == ["individual", "fedavg", "matu", "ties"], "what the folder held stays in its tables"
+    assert grown["summary"]["many"]["matu"] == first["summary"]["many"]["matu"]
+
+
+def test_a_cell_that_was_stopped_goes_on_from_its_checkpoint(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(tiny(tiny_vit), bench(tmp_path / "whole", roots))
+
+    class StoppedError(Exception):
+        pass
+
+    import matu.simulate as simulate_module
+
+    save = simulate_module.save_checkpoint
+
+    def stop(folder: Path, progress: Any, identity: str) -> None:
+        save(folder, progress, identity)
+        raise StoppedError
+
+    monkeypatch.setattr(simulate_module, "save_checkpoint", stop)
+    with pytest.raises(StoppedError):
+        compare(tiny(tiny_vit), bench(tmp_path / "cut", roots))
+    monkeypatch.undo()
+    assert list((tmp_path / "cut/cells").rglob("checkpoint.json"))
+    results = compare(tiny(tiny_vit), bench(tmp_path / "cut", roots))
+    assert [c["accuracy"] for c in results["cells"]] == [c["accuracy"] for c in whole["cells"]]
+
+
+def test_side_by_side_in_processes_gives_the_same_numbers(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
+    one = compare(tiny(tiny_vit, methods=("fedavg", "matu")), bench(tmp_path / "one", roots))
+    two = compare(tiny(tiny_vit, methods=("fedavg", "matu")), bench(tmp_path / "two", roots, jobs=2))
+    assert [c["accuracy"] for c in one["cells"]] == [c["accuracy"] for c in two["cells"]]
+
+
+def test_a_cell_that_fails_is_told_and_the_others_are_done(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: Any, folder: Path, where: Roots) -> None:
+        if config.federation.method == "fedavg":
+            raise DataError("the disk is gone")
+        run_cell(config, folder, where)
+
+    monkeypatch.setattr(compare_module, "run_cell", broken)
+    said: list[str] = []
+    with pytest.raises(MatuError, match=r"single, fedavg.*the disk is gone.*the same command tries again"):
+        compare(tiny(tiny_vit), bench(tmp_path / "out", roots, said=said))
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert set(results["summary"]["many"]) == {"individual", "matu"}
+    assert any("failed: the disk is gone" in line for line in said)
+
+
+def test_results_of_another_configuration_are_refused_before_work(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
+    compare(tiny(tiny_vit, methods=("fedavg",)), bench(tmp_path / "out", roots))
+    before = (tmp_path / "out/compare.toml").read_bytes()
+    other = tiny(tiny_vit, methods=("fedavg",))
+    other = dataclasses.replace(other, base=small(tiny_vit, rounds=3))
+    with pytest.raises(ConfigError, match=r"results of another configuration \(.*rounds: 2 there, 3 here"):
+        compare(other, bench(tmp_path / "out", roots))
+    assert (tmp_path / "out/compare.toml").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="no comparison"):
+        compare(other, bench(tmp_path / "mine", roots))
+
+
+def test_cells_of_other_data_are_refused(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
+    compare(tiny(tiny_vit, methods=("fedavg",)), bench(tmp_path / "out", roots))
+    for path in (tmp_path / "out/cells").rglob("result.json"):
+        result = json.loads(path.read_text())
+        result["tasks"]["left"]["sha256"] = "0"
+        path.write_text(json.dumps(result))
+    with pytest.raises(ConfigError, match="another content of task 'left'"):
+        compare(tiny(tiny_vit, methods=("fedavg",)), bench(tmp_path / "out", roots))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": ("fedsgd",)}, "unknown; expected one of"),
+        ({"settings": {"k9": {"tasks_per_client": 9}}}, "setting 'k9'"),
+        ({"methods": ("matu tasks=left",)}, "'tasks' is shared by all"),
+        ({"settings": {"a": {"seed": 3}}}, "'seed' is shared by all"),
+    ],
+)
+def test_what_cannot_work_is_told_before_a_folder_is_made(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=said):
+        compare(tiny(tiny_vit, **changes), bench(tmp_path / "out", roots))
+    assert not (tmp_path / "out").exists()

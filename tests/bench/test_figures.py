@@ -1,0 +1,142 @@
+"""Figures of a comparison: which are drawn, from what, and that they repeat to the byte."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from test_report import compared
+
+from matu.bench import figures
+
+METHODS = ("individual", "local", "fedavg", "ties", "ties keep=0.1", "my_own", "matu")
+AXIS = {"settings": (("two", {"tasks_per_client": 2}), ("four", {"tasks_per_client": 4})), "axis": "tasks_per_client"}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures themselves, in place of files."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or [path])
+    return kept
+
+
+def lines(axes):
+    """Points by label of the colour that a method has."""
+    return {line.get_color(): np.column_stack(line.get_data()) for line in axes.lines}
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_what_applies_is_drawn(tmp_path):
+    names = [path.name for path in figures.draw_all(compared(METHODS, **AXIS), tmp_path / "figures")]
+    kinds = ("accuracy_over_rounds", "normalised_by_task", "against_axis", "normalised_by_setting")
+    assert names == [f"{kind}.{suffix}" for kind in kinds for suffix in ("png", "svg")]
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "figures").iterdir())
+
+
+def test_one_setting_without_axis_has_two_figures(drawn, tmp_path):
+    figures.draw_all(compared(METHODS, settings=(("only", {}),)), tmp_path)
+    assert len(drawn) == 2
+
+
+def test_files_repeat_to_the_byte(tmp_path):
+    results = compared(METHODS, ("dtd", "cars"))
+    one, two = (figures.normalised_by_task(results, tmp_path / name / "a.b") for name in ("one", "two"))
+    assert [path.name for path in one] == ["a.b.png", "a.b.svg"]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_nothing_finished_draws_nothing(tmp_path):
+    results = compared(METHODS, **AXIS) | {"summary": {}, "cells": []}
+    assert figures.draw_all(results, tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_unfinished_is_left_out(drawn, tmp_path):
+    results = compared(METHODS, **AXIS)
+    del results["summary"]["four"]
+    del results["summary"]["two"]["ties"]
+    results["cells"] = [c for c in results["cells"] if c["setting"] == "two" and c["method"] != "ties"]
+    figures.draw_all(results, tmp_path)
+    assert [len(figure.axes) for figure in drawn] == [1, 1, 2, 1]
+    for figure in drawn:
+        assert "MaTU" in legend(figure)
+        assert "TIES" not in legend(figure)
+        assert "TIES (keep=0.1)" in legend(figure)
+
+
+def test_curves_are_the_mean_over_seeds_at_the_rounds_they_share(drawn, tmp_path):
+    results = compared(("individual", "matu"), settings=(("many", {}),), seeds=(0, 1))
+    curves = iter([[[20, 0.4], [40, 0.6]], [[20, 0.2], [30, 0.9], [40, 0.4]]])
+    for cell in results["cells"]:
+        cell["curve"] = next(curves) if cell["method"] == "matu" else []
+    results["summary"]["many"]["individual"]["average"] = {"mean": 0.8, "std": None}
+    figures.accuracy_over_rounds(results, tmp_path / "a")
+    axes = drawn[0].axes[0]
+    np.testing.assert_allclose(lines(axes)["#D55E00"], [[20, 30], [40, 50]])
+    np.testing.assert_allclose(lines(axes)["#555555"][:, 1], 80)
+    band = axes.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [20, 60])
+
+
+def test_tasks_are_sorted_by_what_individual_finds_hard(drawn, tmp_path):
+    results = compared(("individual", "matu"), ("a", "b", "c"), (("many", {}),))
+    found = results["summary"]["many"]
+    found["individual"]["accuracy"] = {t: {"mean": m, "std": None} for t, m in zip("abc", (0.8, 0.4, 0.5), strict=True)}
+    found["matu"]["accuracy"] = {t: {"mean": 0.4, "std": None} for t in "abc"}
+    figures.normalised_by_task(results, tmp_path / "a")
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "c", "a"]
+    points = lines(axes)["#D55E00"]
+    np.testing.assert_allclose(points[np.argsort(points[:, 1])], [[100, 0], [80, 1], [50, 2]])
+
+
+def test_against_the_axis_in_its_order(drawn, tmp_path):
+    results = compared(("individual", "fedavg", "ties", "matu"), **AXIS)
+    results["settings"] = dict(reversed(results["settings"].items()))
+    figures.against_axis(results, tmp_path / "a")
+    size, share = drawn[0].axes
+    np.testing.assert_allclose(lines(size)["#D55E00"], [[2, 27], [4, 27]])
+    np.testing.assert_allclose(lines(size)["#0072B2"], [[2, 54], [4, 108]])
+    assert sorted(lines(share)) == sorted(["#D55E00", "#0072B2", "#882255", "#555555"])
+    # FedAvg and TIES cost the same: dashes show both.
+    assert [line.is_dashed() for line in size.lines] == [True, True, False]
+
+
+def test_bars_by_setting(drawn, tmp_path):
+    results = compared(METHODS)
+    figures.normalised_by_setting(results, tmp_path / "a")
+    axes = drawn[0].axes[0]
+    assert len(axes.patches) == 2 * (len(METHODS) - 1)
+    expected = [100 * results["summary"][s]["matu"]["normalised"]["mean_of_ratios"]["mean"] for s in ("single", "many")]
+    np.testing.assert_allclose([bar.get_height() for bar in axes.patches[-2:]], expected)
+    assert len(axes.containers) == 4 * (len(METHODS) - 1)  # a bar and its error bar each
+
+
+def test_colours_do_not_depend_on_who_else_is_drawn():
+    many, one = compared(METHODS), compared(("matu",))
+    assert figures._look(many, "matu") == figures._look(one, "matu")
+    colours = [figures._look(many, method)["color"] for method in METHODS]
+    assert len(set(colours)) == len(METHODS) - 1
+    assert figures._line(many, "ties")["linestyle"] != figures._line(many, "ties keep=0.1")["linestyle"]
+
+
+def test_similar_tasks_stand_together(drawn, tmp_path):
+    matrix = [[1.0, 0.5, 0.8], [0.5, 1.0, 0.6], [0.8, 0.6, 1.0]]
+    figures.similarity_map(["a", "b", "c"], matrix, [1, 0, 1], tmp_path / "a")
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "a", "c"]
+    np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 0.5, 0.6], [0.5, 1, 0.8], [0.6, 0.8, 1]])
+    assert [(square.get_x(), square.get_width()) for square in axes.patches] == [(-0.5, 1), (0.5, 2)]
+    assert [text.get_text() for text in axes.texts][:3] == ["1.00", "0.50", "0.60"]
+
+
+@pytest.mark.parametrize(("count", "numbers"), [(1, 1), (12, 144), (13, 0)])
+def test_large_maps_have_no_numbers(drawn, tmp_path, count, numbers):
+    figures.similarity_map([str(i) for i in range(count)], np.eye(count), [0] * count, tmp_path / "a")
+    assert len(drawn[0].axes[0].texts) == numbers
+
+
+def test_no_tasks_no_map(tmp_path):
+    assert figures.similarity_map([], np.zeros((0, 0)), [], tmp_path / "a") == []

@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import pytest
+
+from matu.bench.plan import Comparison, comparison_of, differences, parse_spec, read_comparison, with_options
+from matu.config import FederationConfig, MachineConfig, RunConfig, TrainingConfig
+from matu.errors import ConfigError
+from matu.methods import method_names
+
+BASE = RunConfig(federation=FederationConfig(clients=4, rounds=10, participation=0.5))
+
+
+def rates(comparison: Comparison, rate: float = 1e-3) -> dict[str, float]:
+    return dict.fromkeys(comparison.tuned(), rate)
+
+
+def test_by_default_every_method_runs_in_both_settings_references_first() -> None:
+    comparison = Comparison(BASE)
+    assert set(comparison.methods) == set(method_names())
+    assert comparison.methods[:2] == ("individual", "local")
+    assert comparison.methods[-1] == "matu"
+    assert comparison.settings == {"single": {"zeta_t": 0.0}, "many": {"zeta_t": 0.5}}
+    assert comparison.tune_setting == "many"
+
+
+def test_cells_carry_setting_method_seed_and_rate() -> None:
+    comparison = Comparison(BASE, methods=("matu", "mat_fl rounds=30 clusters=5"), seeds=(3, 4))
+    cells = comparison.cells({"matu": 3e-3, "mat_fl": 3e-4})
+    assert len(cells) == 2 * 2 * 2
+    assert [c.seed for c in cells] == [3] * 4 + [4] * 4, "a seed is finished before the next begins"
+    cell = next(c for c in cells if c.setting == "single" and c.method.startswith("mat_fl"))
+    f = cell.config.federation
+    assert (f.method, f.options, f.rounds, f.zeta_t) == ("mat_fl", ("clusters=5",), 30, 0.0)
+    assert (cell.config.training.learning_rate, cell.config.machine.seed) == (3e-4, 3)
+    assert len({c.folder for c in cells}) == len({c.hash for c in cells}) == 8
+
+
+def test_a_cells_hash_is_the_same_on_another_machine_and_not_for_another_number() -> None:
+    def hash_of(base: RunConfig, **more: object) -> str:
+        comparison = Comparison(base, methods=("matu",), **more)  # type: ignore[arg-type]
+        return comparison.cells(rates(comparison))[0].hash
+
+    elsewhere = with_options(BASE, {"device": "cuda", "precision": "bfloat16", "threads": 7})
+    assert hash_of(elsewhere) == hash_of(BASE)
+    assert hash_of(with_options(BASE, {"rounds": 11})) != hash_of(BASE)
+    assert hash_of(BASE, seeds=(1,)) != hash_of(BASE)
+
+
+def test_individual_knows_no_clients_and_has_one_cell_for_all_settings() -> None:
+    comparison = Comparison(BASE, methods=("individual", "local"))
+    cells = comparison.cells(rates(comparison))
+    assert len({c.folder for c in cells if c.method == "individual"}) == 1
+    assert len({c.folder for c in cells if c.method == "local"}) == 2
+    steps = Comparison(with_options(BASE, {"local_steps": 5}), methods=("individual",))
+    assert len({c.hash for c in steps.cells(rates(steps))}) == 2, "counted in steps, its budget depends on the holders"
+
+
+def test_tuning_is_short_held_out_and_once_a_method_whatever_its_options() -> None:
+    comparison = Comparison(BASE, methods=("matu", "matu rule=off", "fedavg"), seeds=(5, 6), tune_rounds=3)
+    cells = comparison.tuning_cells()
+    assert [(c.method, c.learning_rate) for c in cells] == [
+        (m, r) for m in ("matu", "fedavg") for r in (3e-4, 1e-3, 3e-3)
+    ]
+    for cell in cells:
+        c = cell.config
+        assert (c.federation.rounds, c.evaluation.held_out, c.machine.seed, c.matu.rule) == (3, True, 5, "average")
+    assert not Comparison(BASE, methods=("matu",), learning_rates=(1e-3,)).tuning_cells()
+
+
+def test_the_options_of_a_method_and_of_the_run_stand_side_by_side() -> None:
+    assert parse_spec("fedprox mu=0.1 rounds=7") == ("fedprox", {"rounds": 7}, ["mu=0.1"])
+    assert parse_spec("matu unification=false top_k=0") == ("matu", {"unification": False, "top_k": 0}, [])
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("fedsgd", "unknown; expected one of .*fedavg"),
+        ("fedprox nu=1", "'nu=1'; FedProx takes mu=0.01"),
+        ("fedavg mu=1", "'mu=1'; FedAvg takes no option"),
+        ("fedprox mu=x", "mu = 'x'"),
+        ("fedprox mu=-1", "mu -1.0: expected 0 or more"),
+        ("matu top_k=a", "'a'; expected something like 3"),
+        ("matu unification=maybe", "'maybe'"),
+    ],
+)
+def test_a_method_asked_for_what_it_does_not_have_is_refused(spec: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Comparison(BASE, methods=(spec,)).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (1, 1)}, "each once"),
+        ({"settings": {"a": {"zeta": 1}}}, "setting 'a': unknown option 'zeta'"),
+        ({"settings": {"a": {"zeta_t": "x"}}}, "expected a number"),
+        ({"tune_setting": "x"}, "tune_setting 'x'"),
+        ({"tune_rounds": 0}, "tune_rounds 0"),
+        ({"target": 2.0}, "target 2"),
+        ({"axis": "tasks_per_client"}, "axis"),
+        ({"learning_rates": (-1.0,)}, "learning_rate -1"),
+    ],
+)
+def test_what_cannot_work_is_told_before_any_work(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Comparison(BASE, **{"methods": ("matu",), **changes}).check()  # type: ignore[arg-type]
+
+
+def test_a_file_describes_a_comparison(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        "[federation]\nrounds = 7\n[compare]\nmethods = ['matu', 'fedavg']\nseeds = [1, 2]\naxis = 'tasks_per_client'\n"
+        "learning_rates = [1e-3]\ntarget = 1\n[settings.2-tasks]\ntasks_per_client = 2\n"
+    )
+    found = read_comparison(path)
+    assert (found.methods, found.seeds, found.learning_rates, found.target) == (("matu", "fedavg"), (1, 2), (1e-3,), 1)
+    assert found.base.federation.rounds == 7
+    assert found.settings == {"2-tasks": {"tasks_per_client": 2}}
+    assert comparison_of(found.table(), "again") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[compare]\nmethod = 'matu'", r"\[compare\]: unknown method; known are methods, seeds"),
+        ("[compare]\nmethods = 'matu'", "expected a list"),
+        ("[compare]\nseeds = [0.5]", "seeds"),
+        ("[compare]\ntune_rounds = 'a'", "tune_rounds"),
+        ("settings = 3", r"expected sections \[settings.NAME\]"),
+        ("[federaton]\nrounds = 1", "unknown 'federaton'"),
+    ],
+)
+def test_a_broken_file_is_told(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_comparison(path)
+
+
+def test_a_folder_may_grow_by_methods_seeds_and_settings_and_nothing_else() -> None:
+    saved = Comparison(BASE, methods=("matu",)).table()
+    more = Comparison(BASE, {"single": {"zeta_t": 0.0}, "k2": {"tasks_per_client": 2}}, ("fedavg",), seeds=(7,))
+    assert not differences(saved, more.table())
+    faster = RunConfig(BASE.tasks, BASE.model, BASE.federation, machine=MachineConfig(threads=2, precision="bfloat16"))
+    assert not differences(saved, Comparison(faster).table())
+    other = RunConfig(BASE.tasks, BASE.model, BASE.federation, TrainingConfig(batch_size=3))
+    assert differences(saved, Comparison(other).table()) == ["batch_size: 64 there, 3 here"]
+    assert differences(saved, Comparison(BASE, {"many": {"zeta_t": 0.1}}).table()) == [
+        "setting 'many': {'zeta_t': 0.5} there, {'zeta_t': 0.1} here"
+    ]

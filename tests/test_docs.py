@@ -1,0 +1,94 @@
+"""What the documentation shows works, and what it lists is there."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matu.config import (
+    EvaluationConfig,
+    FederationConfig,
+    MachineConfig,
+    ModelConfig,
+    RunConfig,
+    TasksConfig,
+    TrainingConfig,
+)
+from matu.report import Display
+from matu.simulate import Roots, simulate
+from world import save_image_folder, tiny_task
+
+PAGE = (Path(__file__).parents[1] / "docs" / "results-explained.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def garden(tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data/, models/ and a finished run in runs/garden."""
+    home = tmp_path_factory.mktemp("garden")
+    for seed, (name, classes) in enumerate({"birds": 4, "flowers": 3}.items()):
+        save_image_folder(home / "data" / name, tiny_task(name, classes=classes, seed=seed))
+    shutil.copytree(tiny_vit, home / "models" / "tiny-vit")
+    config = RunConfig(
+        tasks=TasksConfig(tasks=("birds", "flowers"), image_size=8),
+        model=ModelConfig(backbone="tiny-vit", rank=4, alpha=4.0),
+        federation=FederationConfig(clients=3, participation=1.0, rounds=6, zeta_c=10.0, tasks_per_client=2),
+        training=TrainingConfig(batch_size=8, learning_rate=1e-2),
+        evaluation=EvaluationConfig(evaluate_every=3, reference=True),
+        machine=MachineConfig(precision="float32", threads=1),
+    )
+    roots = Roots(home / "data", home / "models", home / "cache")
+    simulate(config, home / "runs" / "garden", roots, Display(quiet=True))
+    return home
+
+
+@pytest.fixture
+def result(garden: Path) -> dict[str, Any]:
+    return json.loads((garden / "runs/garden/result.json").read_text())
+
+
+def test_the_artifact_is_used_as_shown(
+    garden: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = garden / "data/flowers/test/bar-1/008.png"
+    shutil.copy(photo, garden / "photo.jpg")
+    monkeypatch.chdir(garden)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    shown: dict[str, Any] = {}
+    exec(code, shown)
+    assert capsys.readouterr().out.strip() == shown["classify"](photo, "flowers")
+    for task, found in result["accuracy"].items():
+        images = sorted((garden / "data" / task / "test").glob("*/*"))
+        right = [shown["classify"](image, task) == image.parent.name for image in images]
+        assert sum(right) / len(right) == found["artifact"] > 1.5 * result["tasks"][task]["chance"]
+
+
+def test_clients_with_all_tasks_are_delivered_the_artifact(result: dict[str, Any]) -> None:
+    for found in result["accuracy"].values():
+        assert found["delivered"] == pytest.approx(found["artifact"], abs=1e-12)
+
+
+def section(title: str) -> set[str]:
+    """What stands in backquotes in a section."""
+    return set(re.findall(r"`([^`]+)`", PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]))
+
+
+def keys(table: Mapping[str, Any], *open_keys: str) -> set[str]:
+    """The keys of a table, and those of the tables under `open_keys`: task.* means of any task."""
+    found = set(table)
+    for path in open_keys:
+        name, _, any_task = path.partition(".")
+        below = table[name]
+        found |= set(next(iter(below.values())) if any_task else below)
+    return found
+
+
+def test_every_key_is_explained(garden: Path, result: dict[str, Any]) -> None:
+    opened = ("tasks.*", "backbone", "accuracy.*", "normalised", "worst_client", "individual.*", "bytes", "seconds")
+    assert keys(result, *opened) <= section("result.json")
+    for line in (garden / "runs/garden/metrics.jsonl").read_text().splitlines():
+        written = json.loads(line)
+        assert keys(written, *(["accuracy"] if "accuracy" in written else [])) <= section("metrics.jsonl")
