@@ -62,8 +62,7 @@ class _Run:
     tasks: dict[str, Task]
     shares: dict[str, dict[str, np.ndarray]]
     trainer: Trainer
-    kind: type[Method] | type[Reference]
-    problem: Problem
+    method: Method | Reference
     identity: str
 
     @property
@@ -108,9 +107,9 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
     with _only_one(out):
         if not resume:
             write_atomic(out / "config.toml", write_config(run.config))
-        if issubclass(run.kind, Reference):
-            return _alone(run, run.kind, roots, display)
-        return _federate(run, run.kind, roots, display, resume=resume)
+        if isinstance(run.method, Reference):
+            return _alone(run, run.method, roots, display)
+        return _federate(run, run.method, roots, display, resume=resume)
 
 
 def _check_new(out: Path) -> None:
@@ -159,17 +158,18 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _R
     model = trainer.model
     width = len(str(f.clients - 1))
     facts = [config.digest(), method_source(f.method), model.fingerprint, *(task.digest for task in tasks.values())]
+    problem = Problem({n: len(task.classes) for n, task in tasks.items()}, model.layout, model.backbone.features)
+    method = kind(config) if issubclass(kind, Reference) else kind(problem, config)
     return _Run(
-        config, out, tasks, {f"client-{n:0{width}d}": share for n, share in enumerate(shares)}, trainer, kind,
-        Problem({n: len(task.classes) for n, task in tasks.items()}, model.layout, model.backbone.features),
+        config, out, tasks, {f"client-{n:0{width}d}": share for n, share in enumerate(shares)}, trainer, method,
         hashlib.sha256("\n".join(facts).encode()).hexdigest(),
     )  # fmt: skip
 
 
-def _alone(run: _Run, kind: type[Reference], roots: Roots, display: Display) -> dict[str, Any]:
+def _alone(run: _Run, reference: Reference, roots: Roots, display: Display) -> dict[str, Any]:
     """A reference: sites or a centre that train alone; resumed through what the cache remembers."""
     began, clock = time.perf_counter(), run.trainer.clock
-    found = kind(run.config).accuracies(
+    found = reference.accuracies(
         run.trainer, run.tasks, run.shares, cache=roots.cache, tell=display.say
     )  # fmt: skip
     totals = Totals(images=clock.train_images, total_s=time.perf_counter() - began, training_s=clock.train_s)
@@ -177,10 +177,9 @@ def _alone(run: _Run, kind: type[Reference], roots: Roots, display: Display) -> 
     return _write_result(run, Progress(0, {}, totals), evaluation, 0.0, roots, display)
 
 
-def _federate(run: _Run, kind: type[Method], roots: Roots, display: Display, *, resume: bool) -> dict[str, Any]:
+def _federate(run: _Run, method: Method, roots: Roots, display: Display, *, resume: bool) -> dict[str, Any]:
     """A federated method: rounds from the checkpoint on, evaluation, artifact."""
     out, f, seed = run.out, run.config.federation, run.config.machine.seed
-    method = kind(run.problem, run.config)
     trainer = dataclasses.replace(run.trainer, objective=method.objective)
     name = method_name(f.method)
     sites = {

@@ -65,14 +65,14 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _only_method(module: ModuleType, reference: str) -> type[Method] | type[Reference]:
-    own = [
+    own = {
         kind
         for kind in vars(module).values()
         if inspect.isclass(kind) and issubclass(kind, (Method, Reference)) and kind.__module__ == module.__name__
-    ]
+    }
     if len(own) != 1:
         raise ConfigError(f"method '{reference}': its file defines {len(own)} methods, expected one")
-    return own[0]
+    return own.pop()
 
 
 __all__ = [

@@ -194,11 +194,13 @@ def parse_options(method: type, words: Sequence[str]) -> Any:
     values: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
+        if name in values:
+            raise ConfigError(f"options: {name} is given twice")
         if not equals or name not in fields:
             raise ConfigError(f"options: {word!r}; {method.__name__} takes {known}")
         try:
-            values[name] = kinds[name](text)
-        except ValueError:
+            values[name] = {"true": True, "false": False}[text.lower()] if kinds[name] is bool else kinds[name](text)
+        except (ValueError, KeyError):
             raise ConfigError(f"options: {name} = {text!r}; expected something like {fields[name].default}") from None
     try:
         return method.Options(**values)  # type: ignore[attr-defined]

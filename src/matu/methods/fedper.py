@@ -17,8 +17,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from matu.config import RunConfig
 from matu.errors import ConfigError
-from matu.methods.base import Local, Means, State, check_tensors
+from matu.methods.base import Local, Means, Problem, State, check_tensors
 from matu.methods.fedavg import FedAvg, FedAvgRound
 from matu.training import Weights
 
@@ -27,6 +28,10 @@ class FedPer(FedAvg):
     """The method of this file."""
 
     personal = True
+
+    def __init__(self, problem: Problem, config: RunConfig) -> None:
+        super().__init__(problem, config)
+        self.shared  # noqa: B018  # a backbone without numbered blocks is told before any work
 
     @cached_property
     def shared(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from matu.errors import ConfigError
 from matu.models.backbone import Backbone
+from matu.models.fused_lora import FusedLora, fuse
 from matu.vectors import Layout
 
 # The words of the papers, and what the attention projections are called in one library or another.
@@ -82,8 +84,17 @@ class AdaptedModel:
         self.parameters.grad = torch.zeros_like(self.parameters)
         self._tie(trained)
         self._encoder = _Encoder(backbone)
+        self._fused: list[FusedLora] = []
         self._mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1) * 255
+        blank = torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8)
+        self._fused = fuse(self.model, lambda: self.features(blank))
+        self._attach(True)
+
+    def _attach(self, fused: bool) -> None:
+        """Compute LoRA layers of one input together, or each by PEFT's own forward."""
+        for group in self._fused:
+            group.attach() if fused else group.detach()
 
     def _tie(self, trained: dict[str, nn.Parameter]) -> None:
         """Make every LoRA matrix, and its gradient, a view of the flat vector: nothing is copied per step."""
@@ -125,7 +136,13 @@ class AdaptedModel:
                 features: Tensor = torch.func.functional_call(self._encoder, values, (pixels,))
             return features.float()
 
-        product = torch.func.jvp(encode, (self.start,), (self.parameters - self.start,))
+        self._attach(False)  # the fused form has no forward-mode derivative
+        try:
+            with warnings.catch_warnings():  # torch's own forward-mode code is written in its deprecated script
+                warnings.simplefilter("ignore", DeprecationWarning)
+                product = torch.func.jvp(encode, (self.start,), (self.parameters - self.start,))
+        finally:
+            self._attach(True)
         return product[0] + product[1]
 
     def _normalised(self, images: Tensor) -> Tensor:
