@@ -1,5 +1,6 @@
 """What the documentation shows works, and what it lists is there."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from matu.config import (
     EvaluationConfig,
@@ -17,7 +19,10 @@ from matu.config import (
     RunConfig,
     TasksConfig,
     TrainingConfig,
+    read_config,
 )
+from matu.federation.checkpoint import load_checkpoint
+from matu.methods import method_names
 from matu.report import Display
 from matu.simulate import Roots, simulate
 from world import save_image_folder, tiny_task
@@ -92,3 +97,35 @@ def test_every_key_is_explained(garden: Path, result: dict[str, Any]) -> None:
     for line in (garden / "runs/garden/metrics.jsonl").read_text().splitlines():
         written = json.loads(line)
         assert keys(written, *(["accuracy"] if "accuracy" in written else [])) <= section("metrics.jsonl")
+
+
+METHODS = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def test_a_method_of_ones_own_is_one_file(tmp_path: Path, garden: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", METHODS, re.DOTALL)
+    (tmp_path / "momentum.py").write_text(code)
+    config = read_config(garden / "runs/garden/config.toml")
+    federation = dataclasses.replace(config.federation, method=str(tmp_path / "momentum.py"))
+    config = dataclasses.replace(config, federation=federation, evaluation=EvaluationConfig())
+    roots = Roots(garden / "data", garden / "models", garden / "cache")
+    found = simulate(config, tmp_path / "run", roots, Display(quiet=True))
+    assert found["method"] == "momentum"
+    assert found["mean_accuracy"]["delivered"] > 0.4
+    plain = dataclasses.replace(config, federation=dataclasses.replace(federation, method="fedavg"))
+    simulate(plain, tmp_path / "plain", roots, Display(quiet=True))
+    mine, other = _state(tmp_path / "run"), _state(tmp_path / "plain")
+    assert set(mine) - set(other) == {"speed"}
+    assert not torch.equal(mine["adapter"], other["adapter"]), "the momentum does something"
+
+
+def _state(run: Path) -> Mapping[str, torch.Tensor]:
+    identity = json.loads((run / "checkpoint/checkpoint.json").read_text())["run"]
+    progress = load_checkpoint(run / "checkpoint", identity)
+    assert progress is not None
+    return progress.state
+
+
+def test_every_method_is_described() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", METHODS, re.MULTILINE)
+    assert sorted(rows) == list(method_names())
