@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from matu.artifact import save_artifact
 from matu.config import RunConfig, write_config
@@ -136,11 +137,9 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _R
     t, f = config.tasks, config.federation
     kind = find_method(f.method)
     parse_options(kind, f.options)
-    machine = decide(config, roots.models)  # loads the backbone: what is wrong with it is told before images are read
-    config = dataclasses.replace(config, machine=machine)
-    device = prepare_machine(machine)
-    trainer = build_trainer(config, roots.models, device, machine.precision)
-    display.say(f"computing on {device} in {machine.precision}, {counted(machine.threads, 'thread')}; reading tasks")
+    prepare_machine(config.machine)
+    build_trainer(config, roots.models, torch.device("cpu"), "float32")  # what is wrong with the backbone is told first
+    display.say("reading tasks")
     loaded = load_tasks(
         t.tasks, image_size=t.image_size, data_root=roots.data, cache_dir=roots.cache,
         skip_bad_images=t.skip_bad_images, max_train=t.max_train, max_test=t.max_test,
@@ -155,6 +154,11 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _R
         tasks_per_client=f.tasks_per_client, task_groups=[group.split("+") for group in f.task_groups],
         min_samples=f.min_samples,
     )  # fmt: skip
+    machine = decide(config, roots.models)  # measures, so it comes after all that can be wrong
+    config = dataclasses.replace(config, machine=machine)
+    device = prepare_machine(machine)
+    trainer = build_trainer(config, roots.models, device, machine.precision)
+    display.say(f"computing on {device} in {machine.precision}, {counted(machine.threads, 'thread')}")
     model = trainer.model
     width = len(str(f.clients - 1))
     facts = [config.digest(), method_source(f.method), model.fingerprint, *(task.digest for task in tasks.values())]
