@@ -9,6 +9,7 @@ groups of three tasks that it prints are those of the paper's Figure 6: no, two,
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -22,7 +23,8 @@ from matu import similarity
 from matu.bench.figures import similarity_map
 from matu.config import read_config
 from matu.seeds import stream
-from matu.tasks import Task, default_cache_dir, load_tasks
+from matu.simulate import Roots, read_tasks
+from matu.tasks import Task, default_cache_dir
 from matu.training import Trainer, Weights, build_trainer, decide, prepare_machine
 
 GROUPS = 3
@@ -56,18 +58,13 @@ def main() -> None:
 
 def prepare(path: Path, threads: int) -> tuple[Trainer, list[Task], int]:
     """The configuration's trainer and tasks, on this machine."""
-    import dataclasses
-
     config = read_config(path)
-    roots = {name: Path(os.environ[name]) if name in os.environ else None for name in ("MATU_DATA", "MATU_MODELS")}
+    folders = {name: Path(os.environ[name]) if name in os.environ else None for name in ("MATU_DATA", "MATU_MODELS")}
     config = dataclasses.replace(config, machine=dataclasses.replace(config.machine, threads=threads))
-    machine = decide(config, roots["MATU_MODELS"])
-    trainer = build_trainer(config, roots["MATU_MODELS"], prepare_machine(machine), machine.precision)
-    t = config.tasks
-    tasks = load_tasks(
-        t.tasks, image_size=t.image_size, data_root=roots["MATU_DATA"], cache_dir=default_cache_dir(),
-        skip_bad_images=t.skip_bad_images, max_train=t.max_train, max_test=t.max_test,
-    )  # fmt: skip
+    machine = decide(config, folders["MATU_MODELS"])
+    trainer = build_trainer(config, folders["MATU_MODELS"], prepare_machine(machine), machine.precision)
+    roots = Roots(folders["MATU_DATA"], folders["MATU_MODELS"], default_cache_dir())
+    tasks = read_tasks(config.tasks, roots)
     return trainer, tasks, machine.seed
 
 

@@ -87,6 +87,29 @@ def test_without_out_a_folder_is_made_under_runs(home: Path) -> None:
     assert found.name.endswith("-left-middle-right")
 
 
+def test_compare_prints_the_tables_and_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", "--config", "small.toml", "--rounds", "2", "--learning-rates", "1e-2", "--settings", "many"]
+    assert call(*words, "--methods", "individual,matu,matu rule=off", "--jobs", "1") == 0
+    shown = capsys.readouterr()
+    for word in ("| MaTU ", "| MaTU (rule=off) ", "| Individual ", "Average", "Difference to MaTU"):
+        assert word in shown.out
+    assert "3 to run, 1 at a time" in shown.err
+    results = home / "comparisons/small/results.json"
+    assert call(*words, "--methods", "fedavg", "--json", "--jobs", "1") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == json.loads(results.read_text())
+    assert json.loads(shown.out)["methods"] == ["individual", "matu", "matu rule=off", "fedavg"]
+    assert shown.err == ""
+
+
+def test_methods_and_bits_are_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("methods") == call("bits") == 0
+    shown = capsys.readouterr().out
+    assert "mat_fl           an adapter per client and task" in shown
+    assert "options: grouping=hard, clusters=3" in shown
+    assert "20.43" in shown
+
+
 def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("tasks", "left", "right", "--image-size", "8", "--sheet", "sheet.png") == 0
     shown = capsys.readouterr().out
@@ -118,8 +141,18 @@ def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -
         (["run", "--config", "small.toml", "--out", "small.toml/run"], "cannot be made"),
         (["run", "--resume", "nowhere"], "holds no run"),
         (["run", "--resume", "nowhere", "--config", "small.toml"], "give only --resume"),
+        (["run", "--config", "small.toml", "--method", "fedsgd"], "method 'fedsgd': unknown; expected one of fedavg"),
+        (["run", "--config", "small.toml", "--method", "fedprox", "--options", "nu=1"], "FedProx takes mu=0.01"),
+        (["run", "./left", "./right"], "expected options; tasks are named by --tasks ./left ./right"),
+        (["compare", "--config", "small.toml", "--methods", "matu,fedsgd"], "method 'fedsgd': unknown"),
+        (["compare", "--config", "small.toml", "--method", "fedavg"], "expected --methods"),
+        (["compare", "--config", "small.toml", "--settings", "few"], "--settings few: expected some of single, many"),
+        (["compare", "--config", "small.toml", "--seeds", "a"], "--seeds 'a': expected numbers by comma"),
+        (["compare", "--config", "small.toml", "--tasks", "left", "nowhere"], "nowhere"),
+        (["compare", "--config", "small.toml", "--out", "."], "no comparison"),
+        (["methods", "fedavg"], "takes no options"),
         (["tasks", "nowhere"], "nowhere"),
-        (["fly"], "unknown command 'fly'; expected one of run, tasks"),
+        (["fly"], "unknown command 'fly'; expected one of run, compare, tasks, methods, bits"),
         ([], ""),
     ],
 )

@@ -207,14 +207,10 @@ def _tasks(arguments: list[str]) -> int:
     parsed: TasksArguments = _parse(TasksArguments, arguments[len(named) :], TasksArguments(settings), "tasks")
     _prepare_libraries()
     from matu.report.tasks import print_tasks, tasks_as_json
-    from matu.tasks import load_tasks
+    from matu.simulate import read_tasks
     from matu.tasks.contact_sheet import contact_sheet
 
-    s, roots = parsed.settings, _roots(parsed.folders)
-    tasks = load_tasks(
-        s.tasks, image_size=s.image_size, data_root=roots.data, cache_dir=roots.cache,
-        skip_bad_images=s.skip_bad_images, max_train=s.max_train, max_test=s.max_test,
-    )  # fmt: skip
+    tasks = read_tasks(parsed.settings, _roots(parsed.folders))
     if parsed.sheet:
         contact_sheet(tasks, parsed.sheet)
     if parsed.json:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from matu.artifact import save_artifact
-from matu.config import RunConfig, write_config
+from matu.config import FederationConfig, RunConfig, TasksConfig, write_config
 from matu.errors import ConfigError, DataError
 from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_checkpoint
 from matu.federation.evaluation import Evaluation, Evaluator
@@ -133,39 +133,50 @@ def _only_one(out: Path) -> Iterator[None]:
         yield
 
 
+def read_tasks(config: TasksConfig, roots: Roots) -> list[Task]:
+    """The tasks that a configuration names, checked and decoded."""
+    return load_tasks(
+        config.tasks, image_size=config.image_size, data_root=roots.data, cache_dir=roots.cache,
+        skip_bad_images=config.skip_bad_images, max_train=config.max_train, max_test=config.max_test,
+    )  # fmt: skip
+
+
+def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
+    """By client and task, the indices of the client's training images."""
+    shares = partition(
+        {name: task.train.labels for name, task in tasks.items()},
+        clients=config.clients, zeta_c=config.zeta_c, zeta_t=config.zeta_t, seed=seed,
+        tasks_per_client=config.tasks_per_client, task_groups=[group.split("+") for group in config.task_groups],
+        min_samples=config.min_samples,
+    )  # fmt: skip
+    width = len(str(config.clients - 1))
+    return {f"client-{number:0{width}d}": share for number, share in enumerate(shares)}
+
+
 def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _Run:
-    t, f = config.tasks, config.federation
+    f = config.federation
     kind = find_method(f.method)
     parse_options(kind, f.options)
     prepare_machine(config.machine)
     build_trainer(config, roots.models, torch.device("cpu"), "float32")  # what is wrong with the backbone is told first
     display.say("reading tasks")
-    loaded = load_tasks(
-        t.tasks, image_size=t.image_size, data_root=roots.data, cache_dir=roots.cache,
-        skip_bad_images=t.skip_bad_images, max_train=t.max_train, max_test=t.max_test,
-    )  # fmt: skip
+    loaded = read_tasks(config.tasks, roots)
     tasks = {task.name: held_out(task) if config.evaluation.held_out else task for task in loaded}
     for name, task in tasks.items():
         if task.skipped:
             display.say(f"task '{name}': {counted(task.skipped, 'image')} could not be decoded and left out")
-    shares = partition(
-        {name: task.train.labels for name, task in tasks.items()},
-        clients=f.clients, zeta_c=f.zeta_c, zeta_t=f.zeta_t, seed=config.machine.seed,
-        tasks_per_client=f.tasks_per_client, task_groups=[group.split("+") for group in f.task_groups],
-        min_samples=f.min_samples,
-    )  # fmt: skip
+    shares = deal(tasks, f, config.machine.seed)
     machine = decide(config, roots.models)  # measures, so it comes after all that can be wrong
     config = dataclasses.replace(config, machine=machine)
     device = prepare_machine(machine)
     trainer = build_trainer(config, roots.models, device, machine.precision)
     display.say(f"computing on {device} in {machine.precision}, {counted(machine.threads, 'thread')}")
     model = trainer.model
-    width = len(str(f.clients - 1))
     facts = [config.digest(), method_source(f.method), model.fingerprint, *(task.digest for task in tasks.values())]
     problem = Problem({n: len(task.classes) for n, task in tasks.items()}, model.layout, model.backbone.features)
     method = kind(config) if issubclass(kind, Reference) else kind(problem, config)
     return _Run(
-        config, out, tasks, {f"client-{n:0{width}d}": share for n, share in enumerate(shares)}, trainer, method,
+        config, out, tasks, shares, trainer, method,
         hashlib.sha256("\n".join(facts).encode()).hexdigest(),
     )  # fmt: skip
 

@@ -29,9 +29,8 @@ from matu.config import MachineConfig, RunConfig, read_config
 from matu.errors import ConfigError, MatuError
 from matu.files import write_atomic
 from matu.report import Display
-from matu.simulate import Roots, simulate
-from matu.tasks import Task, load_tasks
-from matu.tasks.partition import partition
+from matu.simulate import Roots, deal, read_tasks, simulate
+from matu.tasks import Task
 from matu.training import decide
 
 LOOK_EVERY_S = 60.0
@@ -109,24 +108,13 @@ def compare(comparison: Comparison, bench: Bench) -> dict[str, Any]:
 
 def _check_tasks(comparison: Comparison, roots: Roots) -> dict[str, Task]:
     """Load the tasks, and deal them out in every setting: what cannot work is told before any work."""
-    t = comparison.base.tasks
-    loaded = load_tasks(
-        t.tasks, image_size=t.image_size, data_root=roots.data, cache_dir=roots.cache,
-        skip_bad_images=t.skip_bad_images, max_train=t.max_train, max_test=t.max_test,
-    )  # fmt: skip
-    labels = {task.name: task.train.labels for task in loaded}
-    first = comparison.seeds[0]
-    for setting in comparison.settings:
-        f = with_options(comparison.base, comparison.settings[setting]).federation
+    tasks = {task.name: task for task in read_tasks(comparison.base.tasks, roots)}
+    for setting, changes in comparison.settings.items():
         try:
-            partition(
-                labels, clients=f.clients, zeta_c=f.zeta_c, zeta_t=f.zeta_t, seed=first,
-                tasks_per_client=f.tasks_per_client, task_groups=[group.split("+") for group in f.task_groups],
-                min_samples=f.min_samples,
-            )  # fmt: skip
+            deal(tasks, with_options(comparison.base, changes).federation, comparison.seeds[0])
         except MatuError as error:
             raise type(error)(f"setting '{setting}': {error}") from error
-    return {task.name: task for task in loaded}
+    return tasks
 
 
 def _settle(asked: Comparison, bench: Bench) -> tuple[Comparison, Comparison]:
