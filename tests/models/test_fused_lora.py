@@ -36,7 +36,7 @@ def test_features_and_gradients_are_those_of_peft(
     model = adapted(tiny_vit, targets=targets, low=low)
     images = torch.randint(0, 256, (5, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     fused = features_and_gradient(model, images)
-    model._attach(False)
+    model.compute_together(False)
     plain = features_and_gradient(model, images)
     assert plain[1].abs().max() > 0
     for found, expected in zip(fused, plain, strict=True):
@@ -60,7 +60,7 @@ def test_a_layer_that_is_called_out_of_turn_is_right(tiny_vit: Path) -> None:
 
 def test_a_layer_that_is_used_twice_in_a_forward_keeps_pefts_own(tiny_vit: Path) -> None:
     model = adapted(tiny_vit)
-    model._attach(False)
+    model.compute_together(False)
     layer = next(m for m in model.model.modules() if hasattr(m, "lora_A"))
 
     def twice() -> object:

@@ -33,6 +33,7 @@ from matu.simulate import Roots, deal, read_tasks, simulate
 from matu.tasks import Task
 from matu.training import decide
 
+NEWLINE = b"\n"
 LOOK_EVERY_S = 60.0
 """Seconds between lines that tell how far the running cells are."""
 
@@ -258,8 +259,7 @@ def _each(
 
 def _progress(folder: Path) -> str:
     path = folder / "metrics.jsonl"
-    rounds = path.read_bytes().count(b"\n") if path.is_file() else 0
-    return f"round {rounds}"
+    return f"round {path.read_bytes().count(NEWLINE)}" if path.is_file() else "at work"
 
 
 def run_cell(config: RunConfig, folder: Path, roots: Roots) -> None:

@@ -89,9 +89,9 @@ class AdaptedModel:
         self._std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1) * 255
         blank = torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8)
         self._fused = fuse(self.model, lambda: self.features(blank))
-        self._attach(True)
+        self.compute_together(True)
 
-    def _attach(self, fused: bool) -> None:
+    def compute_together(self, fused: bool) -> None:
         """Compute LoRA layers of one input together, or each by PEFT's own forward."""
         for group in self._fused:
             group.attach() if fused else group.detach()
@@ -136,13 +136,13 @@ class AdaptedModel:
                 features: Tensor = torch.func.functional_call(self._encoder, values, (pixels,))
             return features.float()
 
-        self._attach(False)  # the fused form has no forward-mode derivative
+        self.compute_together(False)  # the fused form has no forward-mode derivative
         try:
             with warnings.catch_warnings():  # torch's own forward-mode code is written in its deprecated script
                 warnings.simplefilter("ignore", DeprecationWarning)
                 product = torch.func.jvp(encode, (self.start,), (self.parameters - self.start,))
         finally:
-            self._attach(True)
+            self.compute_together(True)
         return product[0] + product[1]
 
     def _normalised(self, images: Tensor) -> Tensor:
