@@ -218,11 +218,11 @@ def test_resume_takes_no_other_settings(home: Path, capsys: pytest.CaptureFixtur
     assert call("run", "--resume", "out", "--json") == 0
 
 
-def start(home: Path, *words: str) -> subprocess.Popen[bytes]:
+def start(home: Path, *words: str, command: str = "run") -> subprocess.Popen[bytes]:
     """`matu run` in a process of its own, with a cache of its own: what it says, it has worked out itself."""
-    command = [sys.executable, "-m", "matu", "run", *words, "--json"]
+    line = [sys.executable, "-m", "matu", command, *words, "--json"]
     environment = os.environ | {"MATU_CACHE": str(home / "own-cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(line, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_for_round(out: Path, number: int, process: subprocess.Popen[bytes]) -> None:
@@ -283,6 +283,31 @@ def test_ctrl_c_says_how_to_go_on(home: Path) -> None:
     assert "go on with: matu run --resume cut" in errors.decode()
     assert "Traceback" not in errors.decode()
     assert (home / "cut" / "checkpoint" / "checkpoint.json").is_file()
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_comparison_that_is_stopped_takes_its_workers_along_and_goes_on(
+    home: Path, sign: signal.Signals, code: int
+) -> None:
+    words = ["--config", "small.toml", "--methods", "fedavg,matu", "--settings", "many", "--learning-rates", "1e-2"]
+    words += ["--rounds", "150", "--out", "cut"]
+    process = start(home, *words, "--jobs", "2", command="compare")
+    deadline = time.monotonic() + 120
+    while sum(p.read_bytes().count(b"\n") >= 3 for p in (home / "cut").rglob("metrics.jsonl")) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)  # the workers hold its pipes: this ends when they have
+    assert process.returncode == code
+    if sign == signal.SIGINT:
+        assert "the same command goes on" in errors.decode()
+    assert len(list((home / "cut").rglob("checkpoint.json"))) == 2
+    assert not list((home / "cut/cells").rglob("result.json"))
+    assert call("compare", *words, "--jobs", "1", "--json") == 0
+    assert call("compare", *words[:-1], "whole", "--jobs", "1", "--json") == 0
+    cut, whole = (json.loads((home / name / "results.json").read_text())["cells"] for name in ("cut", "whole"))
+    assert [c["accuracy"] for c in cut] == [c["accuracy"] for c in whole]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs file size limits")

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from matu.bench.plan import (
@@ -235,7 +237,7 @@ def _each(
             except (MatuError, OSError, ValueError) as error:
                 yield cell, error
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_the_parent)
     running: dict[Future[None], Cell] = {}
     waiting = list(cells)
     try:
@@ -253,8 +255,25 @@ def _each(
                 if wrong is not None and not isinstance(wrong, (MatuError, OSError, ValueError)):
                     raise wrong  # Ctrl-C, or a bug
                 yield ended, wrong
+    except KeyboardInterrupt:
+        for worker in active_children():  # where only this process was interrupted
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGINT)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_the_parent() -> None:
+    """In a worker: a comparison that was killed must not go on unseen, and hold its cells."""
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _progress(folder: Path) -> str:
