@@ -100,7 +100,10 @@ def conflict_groups(names: list[str], matrix: np.ndarray, clusters: list[int]) -
             best = max(of_kind, key=lambda g: len(set(g) - covered))  # the first of those that cover most
             chosen.append(best)
             of_kind.remove(best)
-        found[setting] = ["+".join(names[i] for i in group) for group in chosen]
+        if chosen:
+            found[setting] = ["+".join(names[i] for i in group) for group in chosen]
+        else:
+            print(f"{setting}: no three tasks stand in {kinds} of these clusters; the setting is left out")
     return found
 
 

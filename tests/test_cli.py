@@ -146,7 +146,7 @@ def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -
         (["run", "./left", "./right"], "expected options; tasks are named by --tasks ./left ./right"),
         (["compare", "--config", "small.toml", "--methods", "matu,fedsgd"], "method 'fedsgd': unknown"),
         (["compare", "--config", "small.toml", "--method", "fedavg"], "expected --methods"),
-        (["compare", "--config", "small.toml", "--settings", "few"], "--settings few: expected some of single, many"),
+        (["compare", "--config", "small.toml", "--settings", "few"], "settings few: expected some of single, many"),
         (["compare", "--config", "small.toml", "--seeds", "a"], "--seeds 'a': expected numbers by comma"),
         (["compare", "--config", "small.toml", "--tasks", "left", "nowhere"], "nowhere"),
         (["compare", "--config", "small.toml", "--out", "."], "no comparison"),

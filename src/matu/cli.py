@@ -158,12 +158,16 @@ def _run(arguments: list[str]) -> int:
         _check_unchanged(base, config, resume)
         if parsed.out is not None and parsed.out != parsed.resume:
             raise ConfigError(f"--out {parsed.out}: a resumed run stays in its folder {resume}")
-    name = "-".join(Path(task).name.replace(":", "-").replace("/", "-") for task in config.tasks.tasks[:3])
-    out = parsed.resume or parsed.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    out = parsed.resume or parsed.out or Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{_named_after(config)}"
     config.check()
     if not resume:
         config = _with_whole_paths(config)
     return _simulate(config, out, parsed, resume=bool(resume))
+
+
+def _named_after(config: RunConfig) -> str:
+    """A folder's name from the first tasks."""
+    return "-".join(Path(task).name.replace(":", "-").replace("/", "-") for task in config.tasks.tasks[:3])
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
@@ -226,9 +230,14 @@ def _compare(arguments: list[str]) -> int:
     from matu.report import Display
 
     file = _value_of("--config", arguments)
+    several = {"--method": "--methods", "--options": "--methods, options after a space",
+               "--learning-rate": "--learning-rates", "--seed": "--seeds"}  # fmt: skip
+    for option, right in several.items():
+        if _value_of(option, arguments) is not None:
+            raise ConfigError(f"{option} is of a single run; expected {right}")
     described = read_comparison(Path(file)) if file else Comparison(RunConfig())
     parsed: CompareArguments = _parse(CompareArguments, arguments, CompareArguments(described.base), "compare")
-    out = parsed.out or Path("comparisons") / (Path(file).stem if file else "demo-8")
+    out = parsed.out or Path("comparisons") / (Path(file).stem if file else _named_after(parsed.base))
     comparison = _chosen(dataclasses.replace(described, base=_with_whole_paths(parsed.base)), parsed)
     display = Display(quiet=parsed.json)
     try:
@@ -243,8 +252,6 @@ def _compare(arguments: list[str]) -> int:
 
 def _chosen(comparison: Any, parsed: CompareArguments) -> Any:
     """The comparison with what the command line asks for."""
-    if parsed.base.federation.method != RunConfig().federation.method or parsed.base.federation.options:
-        raise ConfigError("--method and --options are of a single run; expected --methods, options after a space")
 
     def numbers(option: str, text: str, kind: type) -> tuple[Any, ...]:
         try:
@@ -254,21 +261,21 @@ def _chosen(comparison: Any, parsed: CompareArguments) -> Any:
 
     changes: dict[str, Any] = {}
     if parsed.methods:
-        changes["methods"] = tuple(word.strip() for word in parsed.methods.split(","))
+        changes["methods"] = tuple(_with_whole_path(word.strip()) for word in parsed.methods.split(","))
     if parsed.settings:
-        names = [word.strip() for word in parsed.settings.split(",")]
-        unknown = [name for name in names if name not in comparison.settings]
-        if unknown:
-            raise ConfigError(f"--settings {', '.join(unknown)}: expected some of {', '.join(comparison.settings)}")
-        changes["settings"] = {name: comparison.settings[name] for name in names}
-        if comparison.tune_setting not in names:
-            changes["tune_setting"] = names[-1]
+        changes["only"] = tuple(word.strip() for word in parsed.settings.split(","))
     if parsed.seeds:
         changes["seeds"] = numbers("--seeds", parsed.seeds, int)
     if parsed.learning_rates:
         changes["learning_rates"] = numbers("--learning-rates", parsed.learning_rates, float)
     changes |= {k: v for k, v in (("tune_rounds", parsed.tune_rounds), ("target", parsed.target)) if v}
     return dataclasses.replace(comparison, **changes)
+
+
+def _with_whole_path(spec: str) -> str:
+    """A method's file by its whole path, so that a comparison goes on from anywhere."""
+    name, _, options = spec.partition(" ")
+    return f"{Path(name).expanduser().resolve() if name.endswith('.py') else name} {options}".strip()
 
 
 def _methods(arguments: list[str]) -> int:

@@ -26,7 +26,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     DiskFullError
         If the disk or the quota is full.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may be writing the same
     try:
         with open(part, "wb") as file:
             file.write(content)

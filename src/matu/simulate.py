@@ -105,7 +105,9 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
         _check_new(out)
     run = _prepare(config, out, roots, display)
     out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out):
+    with only_one(out):
+        if resume and finished.is_file():  # another process ended it meanwhile
+            return dict(json.loads(finished.read_text()))
         if not resume:
             write_atomic(out / "config.toml", write_config(run.config))
         if isinstance(run.method, Reference):
@@ -123,8 +125,8 @@ def _check_new(out: Path) -> None:
 
 
 @contextmanager
-def _only_one(out: Path) -> Iterator[None]:
-    """Hold the run folder: two processes that go on with one run would ruin it."""
+def only_one(out: Path) -> Iterator[None]:
+    """Hold a folder: two processes at work in one would ruin it."""
     with open(out / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -21,7 +21,7 @@ def roots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Roots:
 
 
 def tiny(vit: Path, **changes: Any) -> Comparison:
-    base = small(vit, rounds=2, evaluate_every=1, evaluate_images=5)
+    base = small(vit, rounds=2, evaluate_every=1, evaluate_images=5, **changes.pop("base_changes", {}))
     fields = {"methods": ("individual", "fedavg", "matu"), "learning_rates": (1e-2,)} | changes
     return Comparison(base, **fields)
 
@@ -90,8 +90,9 @@ def test_a_cell_that_was_stopped_goes_on_from_its_checkpoint(
         raise StoppedError
 
     monkeypatch.setattr(simulate_module, "save_checkpoint", stop)
-    with pytest.raises(StoppedError):
+    with pytest.raises(MatuError, match="StoppedError"):
         compare(tiny(tiny_vit), bench(tmp_path / "cut", roots))
+    assert list((tmp_path / "cut/cells").rglob("traceback.txt")), "an error that nobody foresaw is told in full"
     monkeypatch.undo()
     assert list((tmp_path / "cut/cells").rglob("checkpoint.json"))
     results = compare(tiny(tiny_vit), bench(tmp_path / "cut", roots))
@@ -149,8 +150,12 @@ def test_cells_of_other_data_are_refused(tiny_vit: Path, roots: Roots, tmp_path:
     ("changes", "said"),
     [
         ({"methods": ("fedsgd",)}, "unknown; expected one of"),
-        ({"settings": {"k9": {"tasks_per_client": 9}}}, "setting 'k9'"),
-        ({"methods": ("matu tasks=left",)}, "'tasks' is shared by all"),
+        ({"settings": {"k9": {"tasks_per_client": 9}}}, "k9, "),
+        ({"methods": ("matu tasks=left",)}, "takes no lists"),
+        ({"base_changes": {"held_out": True}}, "holds images out for tuning by itself"),
+        ({"base_changes": {"backbone": "nonsense"}}, "no such bundled model"),
+        ({"base_changes": {"device": "cuda:77"}}, "no such GPU"),
+        ({"methods": ("fedavg", "fedavg clients=500")}, "fedavg clients=500"),
         ({"settings": {"a": {"seed": 3}}}, "'seed' is shared by all"),
     ],
 )
@@ -160,3 +165,47 @@ def test_what_cannot_work_is_told_before_a_folder_is_made(
     with pytest.raises((ConfigError, DataError), match=said):
         compare(tiny(tiny_vit, **changes), bench(tmp_path / "out", roots))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_grows_keeps_how_it_was_tuned(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
+    rates = {"learning_rates": (1e-4, 1e-2), "tune_rounds": 2}
+    compare(tiny(tiny_vit, methods=("matu",), **rates), bench(tmp_path / "out", roots))
+    grown = compare(tiny(tiny_vit, methods=("ties",), only=("single",), **rates), bench(tmp_path / "out", roots))
+    assert grown["tuning"]["setting"] == "many"
+    assert set(grown["tuning"]["chosen"]) == {"matu", "ties"}
+    assert set(grown["summary"]["single"]) == {"matu", "ties"}
+    assert set(grown["summary"]["many"]) == {"matu"}
+    with pytest.raises(ConfigError, match=r"learning_rates: \[0.0001, 0.01\] there, \[0.01\] here"):
+        compare(tiny(tiny_vit), bench(tmp_path / "out", roots))
+
+
+def test_a_cell_that_diverged_is_told_and_not_run_again(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = []
+
+    def diverge(config: Any, folder: Path, *rest: Any, **more: Any) -> None:
+        ran.append(folder)
+        raise MatuError("nobody answered in 3 rounds in a row")
+
+    monkeypatch.setattr("matu.bench.runner.simulate", diverge)
+    for _ in range(2):
+        with pytest.raises(MatuError, match=r"single, fedavg.*nobody answered"):
+            compare(tiny(tiny_vit, methods=("fedavg",)), bench(tmp_path / "out", roots))
+    assert len(ran) == 2, "one run a setting"
+    with pytest.raises(MatuError, match="fedavg diverged at every rate"):
+        compare(
+            tiny(tiny_vit, methods=("fedavg",), learning_rates=(1.0, 2.0)), bench(tmp_path / "other", roots)
+        )  # fmt: skip
+
+
+def test_a_tuning_run_that_fails_otherwise_stops_before_the_cells(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: Any, folder: Path, *rest: Any, **more: Any) -> None:
+        raise DataError("the disk is gone")
+
+    monkeypatch.setattr("matu.bench.runner.simulate", broken)
+    with pytest.raises(MatuError, match=r"tuning: .*the disk is gone"):
+        compare(tiny(tiny_vit, learning_rates=(1.0, 2.0)), bench(tmp_path / "out", roots))
+    assert not (tmp_path / "out/cells").exists()

@@ -150,3 +150,51 @@ def test_a_folder_may_grow_by_methods_seeds_and_settings_and_nothing_else() -> N
     assert differences(saved, Comparison(BASE, {"many": {"zeta_t": 0.1}}).table()) == [
         "setting 'many': {'zeta_t': 0.5} there, {'zeta_t': 0.1} here"
     ]
+
+
+def test_what_the_plan_sets_itself_is_refused_elsewhere() -> None:
+    for option in ("learning_rate=5e-4", "method=fedavg", "held_out=true"):
+        with pytest.raises(ConfigError, match=r"the comparison itself sets it|takes"):
+            Comparison(BASE, methods=(f"matu {option}",)).check()
+    with pytest.raises(ConfigError, match="'learning_rate' is not for a setting"):
+        Comparison(BASE, {"a": {"learning_rate": 0.1}}, ("matu",)).check()
+    with pytest.raises(ConfigError, match="held_out"):
+        Comparison(with_options(BASE, {"held_out": True})).check()
+
+
+def test_a_methods_file_is_known_by_name_and_content(tmp_path: Path) -> None:
+    text = "from matu.methods.fedavg import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n"
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(text)
+
+    def cell(folder: str):
+        comparison = Comparison(BASE, methods=(f"{tmp_path / folder / 'mine.py'} rounds=3",))
+        return comparison.cells(rates(comparison))[0]
+
+    assert cell("here").folder == cell("there").folder
+    assert cell("here").folder.startswith("single-mine-rounds3-s0-")
+    assert str(tmp_path) not in str(cell("here"))
+    kept = cell("here")
+    before = kept.folder
+    (tmp_path / "here" / "mine.py").write_text(text + "\n\nX = 1\n")
+    assert kept.folder == before, "a cell keeps its name while it runs"
+    assert cell("here").folder != before, "another content is another method"
+
+
+def test_folders_count_by_name_and_defaults_not_at_all() -> None:
+    def hash_of(**changes: object) -> str:
+        comparison = Comparison(with_options(BASE, changes), methods=("matu",))
+        return comparison.cells(rates(comparison))[0].hash
+
+    assert hash_of(tasks=["/a/flowers"]) == hash_of(tasks=["/b/flowers"]) != hash_of(tasks=["/b/birds"])
+    assert hash_of(backbone="/a/vit") == hash_of(backbone="/b/vit")
+    assert hash_of(tasks=["hub:a/x"]) != hash_of(tasks=["hub:b/x"])
+
+
+def test_only_some_settings_may_be_run() -> None:
+    comparison = Comparison(BASE, methods=("matu",), only=("single",))
+    assert {c.setting for c in comparison.cells(rates(comparison))} == {"single"}
+    assert {c.setting for c in comparison.tuning_cells()} == {"many"}, "rates are tuned in the same form for all"
+    with pytest.raises(ConfigError, match="settings few: expected some of single, many"):
+        Comparison(BASE, only=("few",)).check()

@@ -90,3 +90,17 @@ def test_without_individual_nothing_is_normalised_and_an_empty_comparison_is_one
     assert mine["rounds_to_target"] is None
     assert mine["difference"] is None
     assert summarise(comparison, {}, None, "x")["summary"] == {"many": {}}
+
+
+def test_each_setting_has_its_own_individual() -> None:
+    settings = {"short": {"local_steps": 2}, "long": {"local_steps": 9}}
+    comparison = Comparison(RunConfig(), settings, ("individual", "matu"))
+    cells = comparison.cells(dict.fromkeys(comparison.tuned(), 1e-3))
+    level = {"short": 0.5, "long": 0.9}
+    found = {
+        c: result(c.method, level[c.setting], level[c.setting], rounds=0 if c.method == "individual" else 9)
+        for c in cells
+    }
+    results = summarise(comparison, found, None, "x")
+    for setting in settings:
+        assert results["summary"][setting]["matu"]["normalised"]["mean_of_ratios"]["mean"] == pytest.approx(1)

@@ -8,6 +8,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from matu.methods.base import parse_options
 REFERENCES = ("individual", "local")
 SHARED = ("tasks", "machine")
 """Sections that no setting and no method may change."""
+PLANNED = ("method", "options", "learning_rate", "reference", "held_out")
+"""Options that the plan itself sets: methods bring their own, rates are tuned, individual is a method."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Comparison:
         Share of individual's mean accuracy that "rounds to target" asks for.
     axis
         An option by whose value in each setting figures are drawn; empty: none.
+    only
+        The settings to run; empty: all.
     """
 
     base: RunConfig
@@ -56,6 +61,7 @@ class Comparison:
     tune_setting: str = ""
     target: float = 0.75
     axis: str = ""
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.settings:
@@ -74,6 +80,11 @@ class Comparison:
 
     def check(self) -> None:
         """Raise ConfigError for whatever cannot work, before any work."""
+        if self.base.evaluation.held_out:
+            raise ConfigError("held_out: a comparison holds images out for tuning by itself; leave it off")
+        unknown = [name for name in self.only if name not in self.settings]
+        if unknown:
+            raise ConfigError(f"settings {', '.join(unknown)}: expected some of {', '.join(self.settings)}")
         for name, values in (("seeds", self.seeds), ("methods", self.methods), ("learning_rates", self.learning_rates)):
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{name} {list(values)}: expected at least one, each once")
@@ -98,8 +109,12 @@ class Comparison:
             for seed in self.seeds
             for spec in self.methods
             if spec.split()[0] in rates
-            for setting in self.settings
+            for setting in self.running()
         ]
+
+    def running(self) -> tuple[str, ...]:
+        """The settings to run."""
+        return self.only or tuple(self.settings)
 
     def tuning_cells(self) -> list[Cell]:
         """The short runs that choose the rates; none where there is nothing to choose."""
@@ -117,12 +132,12 @@ class Comparison:
     ) -> Cell:  # fmt: skip
         name, changes, options = parse_spec(spec)
         config = with_options(self.base, self.settings[setting], f"setting '{setting}'")
-        config = with_options(config, {"seed": seed, "learning_rate": rate, "reference": False})
         config = with_options(config, changes, f"method '{spec}'")
-        config = with_options(config, {"method": name, "options": options, **(more or {})})
+        own = {"method": name, "options": options, "seed": seed, "learning_rate": rate, "reference": False}
+        config = with_options(config, own | (dict(more) if more else {}))
         if name == "individual" and not config.training.local_steps:  # it knows no clients: one cell for all settings
             f = config.federation
-            alone = FederationConfig(method=name, clients=1, rounds=f.rounds, participation=f.participation)
+            alone = FederationConfig(name, clients=1, rounds=f.rounds, participation=f.participation, min_samples=1)
             config = dataclasses.replace(config, federation=alone)
         return Cell(setting, spec, seed, rate, config)
 
@@ -146,25 +161,39 @@ class Cell:
     learning_rate: float
     config: RunConfig
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        """Of all that decides the numbers but the machine: where a cell was computed does not matter."""
-        table = config_table(self.config)
-        table["machine"] = {"seed": self.config.machine.seed}
-        method = self.config.federation.method
-        table["federation"]["method"] = method_name(method)
-        text = json.dumps([table, method_source(method)], sort_keys=True)
+        """Of all that decides the numbers but the machine: where a cell was computed does not matter.
+
+        An option at its default adds nothing, so that cells keep their names when options are added. Folders and
+        files count by name: what is in them is checked by content when a cell is reused.
+        """
+        method, default = self.config.federation.method, dict(_by_name(RunConfig()))
+        found = {option: value for option, value in _by_name(self.config) if value != default[option]}
+        for machine in ("device", "precision", "threads"):
+            found.pop(machine, None)
+        found |= {"method": method_name(method), "backbone": Path(self.config.model.backbone).name}
+        found["tasks"] = [
+            Path(task).name if "/" in task and ":" not in task else task for task in self.config.tasks.tasks
+        ]
+        text = json.dumps([found, method_source(method)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> str:
         """Name of its run folder."""
-        method = "-".join(method_name(word) if i == 0 else word for i, word in enumerate(self.method.split()))
+        method = "-".join(shown(self.method).split()).replace("=", "")
         setting = "" if self.config.federation.method == "individual" else f"{self.setting}-"
-        return f"{setting}{method.replace('=', '')}-s{self.seed}-{self.hash}"
+        return f"{setting}{method}-s{self.seed}-{self.hash}"
 
     def __str__(self) -> str:
-        return f"{self.setting}, {self.method}, seed {self.seed}, rate {self.learning_rate:g}"
+        return f"{self.setting}, {shown(self.method)}, seed {self.seed}, rate {self.learning_rate:g}"
+
+
+def shown(spec: str) -> str:
+    """A method as people and results name it: without the folder of its file."""
+    name, *words = spec.split() or [""]
+    return " ".join([method_name(name), *words])
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any], list[str]]:
@@ -177,7 +206,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any], list[str]]:
     """
     name, *words = spec.split() or [""]
     kind, own, changes = find_method(name), [], {}
-    fields = {option: value for _, option, value in _options_of(RunConfig())}
+    fields = dict(_by_name(RunConfig()))
     for word in words:
         option, equals, text = word.partition("=")
         if option in {f.name for f in dataclasses.fields(kind.Options)} or option not in fields or not equals:
@@ -189,10 +218,12 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any], list[str]]:
 
 
 def _typed_like(example: Any, text: str, where: str) -> Any:
+    if isinstance(example, tuple):
+        raise ConfigError(f"{where}: takes no lists; a setting of the configuration may")
     try:
         if isinstance(example, bool):
             return {"true": True, "false": False}[text.lower()]
-        return text.split("+") if isinstance(example, tuple) else type(example)(text)
+        return type(example)(text)
     except (KeyError, ValueError):
         raise ConfigError(f"{where}: {text!r}; expected something like {example}") from None
 
@@ -201,6 +232,12 @@ def _options_of(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
     for section in dataclasses.fields(config):
         for option, value in dataclasses.asdict(getattr(config, section.name)).items():
             yield section.name, option, value
+
+
+def _by_name(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    """Every option and its value; an option's name is in one section only."""
+    for _, option, value in _options_of(config):
+        yield option, value
 
 
 def _is_number(value: object) -> bool:
@@ -222,6 +259,8 @@ def with_options(config: RunConfig, changes: Mapping[str, Any], where: str = "")
             raise ConfigError(f"{where}: unknown option '{option}'; known are {', '.join(section_of)}")
         if where and section_of[option] in SHARED:
             raise ConfigError(f"{where}: '{option}' is shared by all that is compared; set it for the whole comparison")
+        if where and option in PLANNED:
+            raise ConfigError(f"{where}: '{option}' is not for a setting or a method; the comparison itself sets it")
         table[section_of[option]][option] = list(value) if isinstance(value, tuple) else value
     return config_of(table, where)
 
@@ -275,7 +314,10 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     for section in sorted((set(saved) | set(asked)) - {"compare", "settings", "machine"}):
         before, after = saved.get(section, {}), asked.get(section, {})
         found += [f"{o}: {before.get(o)!r} there, {after.get(o)!r} here" for o in sorted(set(before) | set(after))
-                  if before.get(o) != after.get(o) and o not in ("method", "options", "learning_rate")]  # fmt: skip
+                  if before.get(o) != after.get(o) and o not in PLANNED]  # fmt: skip
+    for option in ("learning_rates", "tune_rounds"):
+        if saved["compare"][option] != asked["compare"][option]:
+            found.append(f"{option}: {saved['compare'][option]} there, {asked['compare'][option]} here")
     for name, values in asked["settings"].items():
         if name in saved["settings"] and saved["settings"][name] != values:
             found.append(f"setting '{name}': {saved['settings'][name]} there, {values} here")

@@ -152,9 +152,18 @@ def _notes(results: Results, setting: str) -> list[str]:
         "Best in bold, Individual and Local aside."
         + (" ± is the standard deviation over seeds." if any(len(found[m]["seeds"]) > 1 for m in shown) else ""),
         "Normalised is accuracy over Individual's in %, the mean of the tasks' ratios, then the ratio of the means. "
-        "MB and Mbit are for a client and round. "
-        f"Rounds count to {100 * results['target']:.0f} % of Individual's mean accuracy.",
+        "MB are for a drawn client and round; paper Mbit is the uplink as the paper counts it: 32 bits a number, 1 a "
+        "mask entry, times participation. "
+        f"Rounds count to {100 * results['target']:.0f} % of Individual's mean accuracy, seen only where accuracy was "
+        "measured: on the way, on fewer images, and at the end.",
     ]
+    lost = [
+        f"{label(c['method'])} {c['failures']}"
+        for c in results["cells"]
+        if c["setting"] == setting and c.get("failures")
+    ]
+    if lost:
+        notes.append(f"Updates that were left out (a cell's metrics.jsonl says why): {', '.join(lost)}.")
     kinds: dict[str, list[str]] = {}
     for method in shown:
         if difference := found[method]["difference"]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from matu.bench.plan import Cell, Comparison
+from matu.bench.plan import Cell, Comparison, shown
 
 OURS = "matu"
 CONFIDENCE = 0.95
@@ -29,22 +29,21 @@ def summarise(
     tuning
         The record of how the rates were chosen, or None.
     """
-    alone = _individual(finished)
-    summary = {
-        setting: {
-            method: _summary(mine, _of(finished, setting, OURS), alone, comparison.target)
+    summary = {}
+    for setting in comparison.running():
+        alone = _individual(_of(finished, setting, "individual"))
+        summary[setting] = {
+            shown(method): _summary(mine, _of(finished, setting, OURS), alone, comparison.target)
             for method in comparison.methods
             if (mine := _of(finished, setting, method))
         }
-        for setting in comparison.settings
-    }
     first = next(iter(finished.values()), None)
     return {
         "format": 1,
         "name": name,
-        "settings": {setting: dict(values) for setting, values in comparison.settings.items()},
+        "settings": {setting: dict(comparison.settings[setting]) for setting in comparison.running()},
         "axis": comparison.axis or None,
-        "methods": list(comparison.methods),
+        "methods": [shown(method) for method in comparison.methods],
         "seeds": list(comparison.seeds),
         "tasks": {task: {k: about[k] for k in ("classes", "chance", "train", "test", "sha256")}
                   for task, about in first["tasks"].items()} if first else {},
@@ -56,35 +55,34 @@ def summarise(
 
 
 def _of(finished: Mapping[Cell, Result], setting: str, method: str) -> dict[int, Result]:
-    """A method's results in a setting, by seed; individual has one cell for all settings."""
+    """A method's results in a setting, by seed; a cell that several settings share stands under each."""
     return {c.seed: r for c, r in finished.items() if c.setting == setting and c.method == method}
 
 
-def _individual(finished: Mapping[Cell, Result]) -> dict[str, float] | None:
-    """By task, individual's accuracy, mean over the seeds that are there."""
-    results = list({c.hash: r for c, r in finished.items() if c.method == "individual"}.values())
-    if not results:
+def _individual(mine: Mapping[int, Result]) -> dict[str, float] | None:
+    """By task, individual's accuracy in a setting, mean over the seeds that are there."""
+    if not mine:
         return None
-    return {
-        task: float(np.mean([r["accuracy"][task]["delivered"] for r in results])) for task in results[0]["accuracy"]
-    }
+    results = list(mine.values())
+    tasks = results[0]["accuracy"]
+    return {task: float(np.mean([r["accuracy"][task]["delivered"] for r in results])) for task in tasks}
 
 
 def _cell(cell: Cell, result: Result) -> dict[str, Any]:
     return {
-        "setting": cell.setting, "method": cell.method, "seed": cell.seed, "learning_rate": cell.learning_rate,
+        "setting": cell.setting, "method": shown(cell.method), "seed": cell.seed, "learning_rate": cell.learning_rate,
         "hash": cell.hash, "rounds": result["rounds"],
         "accuracy": {task: {k: found[k] for k in ("delivered", "server", "artifact")}
                      for task, found in result["accuracy"].items()},
-        "average": result["mean_accuracy"]["delivered"], "worst_client": _worst(cell, result),
+        "average": result["mean_accuracy"]["delivered"], "worst_client": _worst(result),
         "bytes": result["bytes"], "paper_mbits": result["paper_mbits"], "seconds": result["seconds"]["total"],
         "failures": result["failures"], "curve": _curve(result),
     }  # fmt: skip
 
 
-def _worst(cell: Cell, result: Result) -> float | None:
+def _worst(result: Result) -> float | None:
     """Of individual it would be a client of no federation."""
-    return None if cell.method == "individual" else float(result["worst_client"]["accuracy"])
+    return None if result["method"] == "individual" else float(result["worst_client"]["accuracy"])
 
 
 def _curve(result: Result) -> list[list[float]]:
@@ -123,7 +121,7 @@ def _summary(
         "round_bytes": _mean(results, _round_bytes) if federated else None,
         "paper_mbits": _mean(results, lambda r: r["paper_mbits"]) if federated else None,
         "rounds_to_target": _rounds_to(results, alone, target) if federated else None,
-        "difference": difference(mine, ours) if mine is not ours and mine != ours else None,
+        "difference": difference(mine, ours) if mine != ours else None,
     }  # fmt: skip
 
 

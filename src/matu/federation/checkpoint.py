@@ -81,7 +81,7 @@ def save_checkpoint(folder: Path, progress: Progress, identity: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / state, content)
         write_atomic(folder / "checkpoint.json", json.dumps(note, indent=1).encode())
-        for old in folder.glob("state-*.safetensors"):
+        for old in (*folder.glob("state-*.safetensors"), *folder.glob(".*.part")):  # parts: of a kill in a save
             if old.name != state:
                 old.unlink()
 

@@ -77,6 +77,7 @@ def run_rounds(
     MatuError
         If nobody answers in several rounds in a row, or the numbers leave their range.
     """
+    _stop_if_silent(progress)  # a resumed run that had stopped for this stays stopped
     mark = time.perf_counter()
     for number in range(progress.round + 1, federation.rounds + 1):
         try:
@@ -91,9 +92,13 @@ def run_rounds(
         mark = now
         record(line)
         save(progress)
-        if progress.totals.silent_rounds >= SILENT_ROUNDS:
-            raise MatuError(f"nobody answered in {SILENT_ROUNDS} rounds in a row; the last reasons: {line['failures']}")
+        _stop_if_silent(progress, f"; the last reasons: {line['failures']}")
     return progress
+
+
+def _stop_if_silent(progress: Progress, reasons: str = "") -> None:
+    if progress.totals.silent_rounds >= SILENT_ROUNDS:
+        raise MatuError(f"nobody answered in {SILENT_ROUNDS} rounds in a row{reasons}")
 
 
 def _one_round(federation: Federation, progress: Progress, number: int) -> tuple[Progress, dict[str, Any]]:

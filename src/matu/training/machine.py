@@ -66,7 +66,7 @@ def decide(config: RunConfig, models_root: os.PathLike[str] | None = None) -> Ma
     """The machine settings with every "auto" and 0 replaced by what measures best here."""
     machine = config.machine
     if not machine.threads:
-        machine = dataclasses.replace(machine, threads=_cores() if machine.device.startswith("cpu") else 1)
+        machine = dataclasses.replace(machine, threads=cores() if machine.device.startswith("cpu") else 1)
     if machine.precision == "auto":
         device = prepare_machine(machine)
         speed = {name: _images_per_second(config, name, device, models_root) for name in ("float32", "bfloat16")}
@@ -76,7 +76,8 @@ def decide(config: RunConfig, models_root: os.PathLike[str] | None = None) -> Ma
     return machine
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,0 +1,245 @@
+"""A whole comparison: checked, tuned, run or reused, summarised, written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matu.bench.plan import (
+    Cell,
+    Comparison,
+    comparison_of,
+    differences,
+    load_saved,
+    parse_spec,
+    write_comparison,
+)
+from matu.bench.report import latex, markdown
+from matu.bench.runner import Bench, DivergedError, jobs_of, run_cells
+from matu.bench.summary import summarise
+from matu.errors import ConfigError, MatuError
+from matu.files import write_atomic
+from matu.methods import Problem, Reference, find_method
+from matu.simulate import Roots, deal, only_one, read_tasks
+from matu.tasks import Task, held_out
+from matu.tasks.held_out import held_out_digest
+from matu.training import build_trainer, decide, prepare_machine
+from matu.training.machine import cores
+
+Result = Mapping[str, Any]
+
+
+def compare(comparison: Comparison, bench: Bench) -> dict[str, Any]:
+    """Run what is missing, and write `results.json`, `table.md`, `table.tex` and `figures/`.
+
+    Every finished cell stays; the same call goes on after a stop.
+
+    Returns
+    -------
+    dict
+        The content of `results.json`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        Before any work, for whatever cannot work.
+    MatuError
+        At the end, if a cell failed; all others are done and written.
+    """
+    comparison.check()
+    whole = _with_what_is_there(comparison, bench)
+    facts = _check(comparison, bench.roots)
+    _check_finished(bench.out, facts)
+    comparison, whole = _settle(comparison, whole, bench)
+    bench.out.mkdir(parents=True, exist_ok=True)
+    with only_one(bench.out):
+        write_atomic(bench.out / "compare.toml", write_comparison(whole))
+        return _compare(comparison, whole, bench)
+
+
+def _compare(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, Any]:
+    tuning = _tune(comparison, whole, bench)
+    rates = tuning["chosen"] if tuning else dict.fromkeys(whole.tuned(), whole.learning_rates[0])
+
+    def write() -> tuple[dict[str, Any], Mapping[Cell, Result]]:
+        folder = bench.out / "cells"
+        finished = {cell: found for cell in whole.cells(rates) if (found := _finished(folder / cell.folder))}
+        results = summarise(whole, finished, tuning, bench.out.resolve().name)
+        write_atomic(bench.out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
+        write_atomic(bench.out / "table.md", markdown(results).encode())
+        write_atomic(bench.out / "table.tex", latex(results).encode())
+        return results, finished
+
+    write()  # what a stopped run left is shown at once
+    failures = run_cells(comparison.cells(rates), bench.out / "cells", bench, lambda cell: write())
+    results, finished = write()
+    if finished:
+        from matu.bench.figures import draw_all  # matplotlib takes its time to load
+
+        draw_all(results, bench.out / "figures")
+    if failures:
+        raise MatuError(
+            "; ".join(f"{cell}: {error}" for cell, error in failures.items())
+            + "; the same command tries again what did not diverge"
+        )
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What finished cells must have been made of: digests of the tasks by name, and of the backbone."""
+
+    tasks: Mapping[str, str]
+    backbone: str
+
+
+def _check(comparison: Comparison, roots: Roots) -> _Facts:
+    """Load backbone and tasks, make every method, deal out every partition: what cannot work is told now."""
+    rates = dict.fromkeys(comparison.tuned(), comparison.learning_rates[0])
+    cells = comparison.cells(rates)
+    prepare_machine(comparison.base.machine)
+    trainers = {
+        model: build_trainer(config, roots.models, torch.device("cpu"), "float32")
+        for model, config in {cell.config.model: cell.config for cell in cells}.items()
+    }
+    tasks = {task.name: task for task in read_tasks(comparison.base.tasks, roots)}
+    for cell in cells:
+        kind, model = find_method(cell.config.federation.method), trainers[cell.config.model].model
+        classes = {name: len(task.classes) for name, task in tasks.items()}
+        if issubclass(kind, Reference):
+            kind(cell.config)
+        else:
+            kind(Problem(classes, model.layout, model.backbone.features), cell.config)
+    _check_partitions(cells, tasks)
+    _check_partitions(comparison.tuning_cells()[:1], {name: held_out(task) for name, task in tasks.items()})
+    backbone = next(iter(trainers.values())).model.backbone.digest
+    return _Facts({name: task.digest for name, task in tasks.items()}, backbone)
+
+
+def _check_partitions(cells: list[Cell], tasks: Mapping[str, Task]) -> None:
+    dealt = set()
+    for cell in cells:
+        f = dataclasses.replace(cell.config.federation, method="", options=(), rounds=1)
+        if (f, cell.seed) not in dealt:
+            dealt.add((f, cell.seed))
+            try:
+                deal(tasks, f, cell.seed)
+            except MatuError as error:
+                raise type(error)(f"{cell}: {error}") from error
+
+
+def _check_finished(out: Path, facts: _Facts) -> None:
+    """Refuse finished cells of other data or of another backbone."""
+    for kind in ("cells", "tuning"):
+        for path in sorted((out / kind).glob("*/result.json")):
+            found = _finished(path.parent)
+            assert found is not None
+            if found["backbone"]["sha256"] != facts.backbone:
+                raise ConfigError(f"{path.parent}: was made with another backbone; take another --out folder")
+            for name, digest in facts.tasks.items():
+                expected = held_out_digest(digest) if kind == "tuning" else digest
+                if found["tasks"].get(name, {}).get("sha256") != expected:
+                    raise ConfigError(
+                        f"{path.parent}: was made with another content of task '{name}'; take another --out folder"
+                    )
+
+
+def _with_what_is_there(asked: Comparison, bench: Bench) -> Comparison:
+    """What is asked for and what the folder holds already; ConfigError for a folder of another comparison."""
+    saved = load_saved(bench.out / "compare.toml")
+    if saved is None:
+        if bench.out.exists() and any(not p.name.startswith(".") for p in bench.out.iterdir()):
+            raise ConfigError(
+                f"--out {bench.out}: there already, and no comparison (no compare.toml); take another folder"
+            )
+        return asked
+    changed = differences(saved, asked.table())
+    if changed:
+        raise ConfigError(
+            f"--out {bench.out}: holds results of another configuration ({'; '.join(changed)}); "
+            "take another folder, or run with its settings"
+        )
+    before = comparison_of(saved, str(bench.out / "compare.toml"))
+    methods = list(asked.methods)
+    for spec in reversed(before.methods):
+        try:
+            parse_spec(spec)
+        except ConfigError as error:  # a method's file that is gone
+            bench.tell(f"left out of the tables: {error}")
+        else:
+            methods = [spec, *(other for other in methods if other != spec)]
+    return dataclasses.replace(
+        asked,
+        settings={**before.settings, **asked.settings},
+        methods=tuple(methods),
+        seeds=tuple(dict.fromkeys((*before.seeds, *asked.seeds))),
+        only=tuple(dict.fromkeys((*before.running(), *asked.running()))),
+        tune_setting=before.tune_setting,
+    )
+
+
+def _settle(asked: Comparison, whole: Comparison, bench: Bench) -> tuple[Comparison, Comparison]:
+    """Both with the machine's settings: what is decided by measuring is decided once, for all cells."""
+    saved, machine = load_saved(bench.out / "compare.toml"), asked.base.machine
+    if not machine.threads:
+        machine = dataclasses.replace(machine, threads=max(1, cores() // jobs_of(bench, machine)))
+    if machine.precision == "auto" and saved is not None and saved["machine"]["device"] == machine.device:
+        machine = dataclasses.replace(machine, precision=saved["machine"]["precision"])
+    base = dataclasses.replace(asked.base, machine=machine)
+    if machine.precision == "auto":
+        base = dataclasses.replace(base, machine=decide(base, bench.roots.models))
+    return dataclasses.replace(asked, base=base), dataclasses.replace(whole, base=base)
+
+
+def _tune(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, Any] | None:
+    """Run the tuning cells of the methods asked for, and choose: the best accuracy on held-out training images.
+
+    Raises
+    ------
+    MatuError
+        If a cell failed for another reason than divergence: the choice would depend on it.
+    """
+    cells, folder = whole.tuning_cells(), bench.out / "tuning"
+    if not cells:
+        return None
+    asked = set(comparison.tuned())
+    failures = run_cells([cell for cell in cells if cell.method in asked], folder, bench, lambda cell: None)
+    broken = [f"{cell}: {error}" for cell, error in failures.items() if not isinstance(error, DivergedError)]
+    if broken:
+        raise MatuError(f"tuning: {'; '.join(broken)}; the same command tries again")
+    accuracy: dict[str, dict[str, float | None]] = {}
+    for cell in cells:
+        found = _finished(folder / cell.folder)
+        mean = found["mean_accuracy"]["delivered"] if found else None
+        accuracy.setdefault(cell.method, {})[f"{cell.learning_rate:g}"] = mean
+    known = {method: {rate: a for rate, a in row.items() if a is not None} for method, row in accuracy.items()}
+    untuned = sorted(method for method in asked if not known[method])
+    if untuned:
+        reasons = "; ".join(f"{cell}: {error}" for cell, error in failures.items())
+        raise MatuError(
+            f"tuning: {', '.join(untuned)} diverged at every rate ({reasons}); other --learning-rates may do"
+        )
+    return {
+        "setting": whole.tune_setting, "rounds": whole.tune_rounds, "seed": whole.seeds[0],
+        "rates": list(whole.learning_rates), "accuracy": {m: row for m, row in accuracy.items() if known[m]},
+        "chosen": {method: float(max(row, key=row.__getitem__)) for method, row in known.items() if row},
+    }  # fmt: skip
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished cell with its accuracies on the way (`curve`), or None."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
+        measured = [line for line in map(json.loads, lines) if "mean_accuracy" in line]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: cannot be read ({error}); delete the folder to run it again") from error
+    result["curve"] = [[line["round"], line["mean_accuracy"]["delivered"]] for line in measured]
+    return dict(result)
