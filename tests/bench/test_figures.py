@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from test_report import compared
+from test_bench_report import compared
 
 from matu.bench import figures
 
