@@ -72,7 +72,11 @@ def _only_method(module: ModuleType, reference: str) -> type[Method] | type[Refe
     }
     if len(own) != 1:
         raise ConfigError(f"method '{reference}': its file defines {len(own)} methods, expected one")
-    return own.pop()
+    found = own.pop()
+    if inspect.isabstract(found):
+        missing = ", ".join(sorted(found.__abstractmethods__))
+        raise ConfigError(f"method '{reference}': {found.__name__} does not say {missing}")
+    return found
 
 
 __all__ = [

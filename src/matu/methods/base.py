@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -125,7 +126,7 @@ class NoOptions:
     """A method without options of its own."""
 
 
-class Method:
+class Method(ABC):
     """A federated method: what is sent, trained, aggregated and kept.
 
     `downlink` and `local_update` give the tensors of the two messages; `weights` is how a site reads its
@@ -155,29 +156,29 @@ class Method:
         """The state before round 1."""
         return {}
 
+    @abstractmethod
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         """What a client that holds `tasks` is sent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
         """A downlink, opened at a site: its weights of each task; DataError for content that cannot be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         """A client's round: train every task from its downlink; what is sent up, and what is kept there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin_round(self, state: State) -> Round:
         """A fresh round on top of `state`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def server_weights(self, state: State) -> dict[str, Weights] | None:
         """The server's own weights of every task, before they are packed for anybody; None if it has none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def paper_bits(self, tasks: Sequence[str]) -> int:
         """Uplink of a client in the paper's accounting: 32 bits a number, 1 bit a mask entry."""
-        raise NotImplementedError
 
 
 def parse_options(method: type, words: Sequence[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from matu.tasks import Task
 from matu.training import Trainer
 
 
-class Reference:
+class Reference(ABC):
     """A reference to compare federated methods with.
 
     Attributes
@@ -33,6 +34,7 @@ class Reference:
         self.config = config
         self.options: Any = parse_options(type(self), config.federation.options)
 
+    @abstractmethod
     def accuracies(
         self,
         trainer: Trainer,
@@ -67,7 +69,6 @@ class Reference:
         TrainingError
             If training left the finite numbers.
         """
-        raise NotImplementedError
 
 
 def budget_steps(config: RunConfig, samples: int, holders: int) -> int:
