@@ -1,12 +1,12 @@
 """Every federated method: what holds whatever it does, and whole runs of it."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from matu.methods import Method, State, find_method, method_names
 from matu.report import Display
 from matu.simulate import Roots, simulate
 from matu.training import Weights
+from matu.wire import Codecs, Envelope, Header, Part, encode
 from playing import Player, block_problem, build, equal, random_ends
 
 QUIET = Display(quiet=True)
@@ -119,36 +120,51 @@ def broken_versions(tensors: dict[str, Tensor]) -> Iterator[tuple[str, dict[str,
     yield "empty", {}
 
 
-def refused(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except DataError:
-        return True
-    return False
+def message(parts: Sequence[Part], tensors: dict[str, Tensor]) -> bytes:
+    header = Header("update", "0" * 32, 1, "any", "north", "0" * 64, ("a",))
+    return encode(header, parts, tensors, Codecs())
 
 
 @every_method
-def test_a_malformed_update_is_refused_and_changes_nothing(name: str) -> None:
+def test_what_is_sent_has_the_parts_that_the_method_states(name: str) -> None:
     method, state, sites = after_a_round(name)
-    sent = updates(method, state, sites, 1)
-    (site, good), others = sent[2], sent[:2]
-    expected = fold_in(method.begin_round(state), others)
+    for site, update in updates(method, state, sites, 1):
+        sent = [(method.uplink_parts(site.tasks), update)]
+        sent.append((method.downlink_parts(site.tasks), method.downlink(state, site.name, site.tasks)))
+        for parts, tensors in sent:
+            opened = Envelope(message(parts, tensors)).tensors(parts)
+            assert equal(opened, {part.name: tensors[part.name] for part in parts})
+        down = {part.name: part for part in method.downlink_parts(site.tasks)}
+        for part in method.uplink_parts(site.tasks):
+            assert not part.against or down[part.against].shape == part.shape
+
+
+@every_method
+def test_what_does_not_fit_the_parts_is_not_sent(name: str) -> None:
+    method, state, sites = after_a_round(name)
+    site, good = updates(method, state, sites, 1)[2]
+    parts = method.uplink_parts(site.tasks)
     for what, bad in broken_versions(good):
-        gathering = method.begin_round(state)
-        add = functools.partial(fold_in, gathering, [(site, bad)])
-        assert refused(add), f"{what}: taken"
-        assert gathering.finish() is state, f"{what}: alone in its round"
-        assert equal(fold_in(gathering, others), expected), f"{what}: before the others"
-        assert refused(add), f"{what}: taken after the others"
-        assert equal(gathering.finish(), expected), f"{what}: after the others"
+        with pytest.raises(DataError):
+            message(parts, bad)
+            pytest.fail(f"{what}: sent")
 
 
 @every_method
-def test_a_malformed_downlink_is_refused_at_the_site(name: str) -> None:
+def test_a_message_with_other_parts_is_refused(name: str) -> None:
     method, state, sites = after_a_round(name)
-    site = sites[2]
-    for what, bad in broken_versions(method.downlink(state, site.name, site.tasks)):
-        assert refused(functools.partial(method.weights, site.tasks, bad, site.memory)), f"{what}: taken"
+    site, good = updates(method, state, sites, 1)[2]
+    parts = method.uplink_parts(site.tasks)
+    for i, part in enumerate(parts):
+        fewer = [other for other in parts if other is not part and other.of != part.name]
+        short = replace(part, shape=(part.shape[0] - 1, *part.shape[1:]))
+        cut = good[part.name][:-1].clone()
+        others = [(fewer, {other.name: good[other.name] for other in fewer})]
+        if not any(other.of == part.name for other in parts):
+            others.append(([*parts[:i], short, *parts[i + 1 :]], good | {part.name: cut}))
+        for wrong, tensors in others:
+            with pytest.raises(DataError, match="message"):
+                Envelope(message(wrong, tensors)).tensors(parts)
 
 
 @every_method
@@ -160,7 +176,7 @@ def test_what_clients_get_fits_and_is_what_they_train_from(name: str) -> None:
         updates(method, state, [site], 1)
         for task, one in got.items():
             assert one.vector.shape == (PROBLEM.dim,)
-            assert list(one.head.shape) == PROBLEM.head_shape(task)
+            assert one.head.shape == PROBLEM.head_shape(task)
             assert torch.equal(one.vector, site.starts[task].vector)
             assert torch.equal(one.head, site.starts[task].head)
 

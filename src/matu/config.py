@@ -111,6 +111,34 @@ class MatuConfig:
     """Off, a control: every task's own vector travels, none is unified."""
 
 
+Number = Literal["float32", "bfloat16", "8bit", "7bit", "6bit", "5bit", "4bit", "3bit", "2bit", "ternary"]
+
+
+@dataclass(frozen=True)
+class WireConfig:
+    """How messages are coded (docs/wire.md): float32 and packed masks are exact, and the paper's form."""
+
+    uplink: Number = "4bit"
+    """Adapters, site to server: exact, rounded, or so many bits a number; ternary is -1, 0 or 1 times one scale."""
+    downlink: Number = "8bit"
+    """Adapters, server to site."""
+    uplink_heads: Number = "8bit"
+    """Heads, site to server."""
+    downlink_heads: Number = "8bit"
+    """Heads, server to site."""
+    uplink_change: bool = True
+    """Quantised uplinks say what changed since the round's downlink, which both ends hold."""
+    coded_masks: bool = True
+    """Masks say what the other end cannot know; off: one bit an entry."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """Of quantised uplinks; stochastic is right on average."""
+
+    @classmethod
+    def exact(cls) -> WireConfig:
+        """The paper's form."""
+        return cls("float32", "float32", "float32", "float32", coded_masks=False)
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured, and when."""
@@ -148,6 +176,7 @@ class RunConfig:
     federation: FederationConfig = field(default_factory=FederationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     matu: MatuConfig = field(default_factory=MatuConfig)
+    wire: WireConfig = field(default_factory=WireConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from matu.artifact import save_artifact
-from matu.config import FederationConfig, RunConfig, TasksConfig, write_config
+from matu.config import FederationConfig, RunConfig, TasksConfig, WireConfig, write_config
 from matu.errors import ConfigError, DataError
 from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_checkpoint
 from matu.federation.evaluation import Evaluation, Evaluator
@@ -34,6 +34,7 @@ from matu.report import Display, build_result
 from matu.tasks import Task, class_list, held_out, load_tasks
 from matu.tasks.partition import partition
 from matu.training import Trainer, Weights, build_trainer, decide, prepare_machine
+from matu.wire import Codecs, Numbers
 from matu.words import counted
 
 
@@ -155,6 +156,15 @@ def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict
     return {f"client-{number:0{width}d}": share for number, share in enumerate(shares)}
 
 
+def codecs_of(config: WireConfig) -> tuple[Codecs, Codecs]:
+    """How uplinks and downlinks travel."""
+    up = Codecs(
+        Numbers(config.uplink, config.uplink_change), Numbers(config.uplink_heads, config.uplink_change),
+        config.coded_masks,
+    )  # fmt: skip
+    return up, Codecs(Numbers(config.downlink), Numbers(config.downlink_heads), config.coded_masks)
+
+
 def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _Run:
     f = config.federation
     kind = find_method(f.method)
@@ -199,12 +209,17 @@ def _federate(run: _Run, method: Method, roots: Roots, display: Display, *, resu
     out, f, seed = run.out, run.config.federation, run.config.machine.seed
     trainer = dataclasses.replace(run.trainer, objective=method.objective)
     name = method_name(f.method)
+    up, down = codecs_of(run.config.wire)
+    number = run.identity[:32]
     sites = {
-        site: Site(site, share, run.tasks, trainer, method, name, seed) for site, share in run.shares.items()
-    }  # fmt: skip
+        site: Site(
+            site, share, run.tasks, trainer, method, name, number, seed, up, run.config.wire.rounding == "stochastic"
+        )
+        for site, share in run.shares.items()
+    }
     federation = Federation(
-        method, name, run.clients, InProcess(sites), trainer.model.fingerprint,
-        {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed,
+        method, name, run.clients, InProcess(sites), number, trainer.model.fingerprint,
+        {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed, down,
     )  # fmt: skip
     progress = load_checkpoint(out / "checkpoint", run.identity) or Progress(0, method.start())
     for site, memory in progress.memories.items():
@@ -212,7 +227,7 @@ def _federate(run: _Run, method: Method, roots: Roots, display: Display, *, resu
     if resume:
         display.say(f"resuming {out} after round {progress.round}")
     keep_lines(out / "metrics.jsonl", progress.round)
-    evaluator = Evaluator(method, trainer, run.tasks, run.clients, lambda site: sites[site].memory, seed)
+    evaluator = Evaluator(method, trainer, run.tasks, run.clients, lambda site: sites[site].memory, seed, down)
     progress = _rounds(run, federation, evaluator, progress, sites, display)
     display.say("evaluating on all test images")
     began = time.perf_counter()

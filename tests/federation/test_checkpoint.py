@@ -15,7 +15,7 @@ from matu.simulate import keep_lines
 
 def progress(number: int) -> Progress:
     memories = {"north": {"head/a": torch.ones(2) * number}, "süd 2": {"block": torch.zeros(1)}}
-    totals = Totals(uplink_bytes=number, training_s=0.5)
+    totals = Totals(uplink={"heads": number}, training_s=0.5)
     return Progress(number, {"vector/a": torch.arange(5.0) * number}, totals, memories)
 
 

@@ -13,9 +13,10 @@ from matu.federation.transport import Failure, InProcess
 from matu.methods import Local
 from matu.methods.matu import Matu
 from matu.training import Weights
-from matu.wire import Message, decode, encode
+from matu.wire import Codecs, Envelope, Header, Kind, encode
 from world import tiny_problem
 
+RUN, PRINT = "ab" * 16, "cd" * 32
 PROBLEM = tiny_problem({"a": 2, "b": 3}, dim=9, features=3)
 METHOD = Matu(PROBLEM, RunConfig())
 CLIENTS = {f"client-{n}": tasks for n, tasks in enumerate([("a", "b"), ("a",), ("b",), ("a", "b")])}
@@ -28,7 +29,8 @@ class FakeSite:
         self.name, self.changes = name, changes
 
     def __call__(self, payload: bytes) -> bytes:
-        message = decode(payload)
+        envelope = Envelope(payload)
+        message, opened = envelope.header, envelope.tensors(METHOD.downlink_parts(envelope.header.tasks))
 
         def train(task: str, start: Weights) -> Weights:
             draw = torch.Generator().manual_seed(random.Random(f"{message.round} {self.name} {task}").getrandbits(60))
@@ -38,13 +40,15 @@ class FakeSite:
             )
 
         local = Local(message.tasks, dict.fromkeys(message.tasks, 10), {}, train)
-        tensors, _ = METHOD.local_update(local, message.tensors)
+        tensors, _ = METHOD.local_update(local, opened)
         fields = {
-            "method": "matu", "kind": "update", "round": message.round, "site": self.name, "fingerprint": "f",
-            "tasks": message.tasks, "samples": tuple(10 for _ in message.tasks),
-            "metrics": {"loss": 1.0, "images": 10}, "tensors": tensors,
+            "method": "matu", "run": RUN, "kind": "update", "round": message.round, "site": self.name,
+            "fingerprint": PRINT, "tasks": message.tasks, "samples": tuple(10 for _ in message.tasks),
+            "metrics": {"loss": 1.0, "images": 10},
         } | self.changes  # fmt: skip
-        return encode(Message(**fields))  # type: ignore[arg-type]
+        parts = fields.pop("parts", METHOD.uplink_parts(message.tasks))
+        sent = {part.name: tensors[part.name] for part in parts}
+        return encode(Header(**fields), parts, sent, Codecs())  # type: ignore[arg-type]
 
 
 class Shuffled:
@@ -66,7 +70,8 @@ def federation(sites: Mapping[str, object] | None = None, *, rounds: int = 3, pa
         METHOD,
         "matu",
         CLIENTS,
-        fingerprint="f",
+        run=RUN,
+        fingerprint=PRINT,
         class_lists={"a": "2:x", "b": "3:y"},
         rounds=rounds,
         participation=participation,
@@ -123,8 +128,16 @@ def test_bytes_are_those_of_the_messages() -> None:
                 yield site, reply
 
     progress, lines, _ = play(federation(transport=Counting({name: FakeSite(name) for name in CLIENTS})))
-    assert progress.totals.downlink_bytes == sum(sent) == sum(line["downlink_bytes"] for line in lines)
-    assert progress.totals.uplink_bytes == sum(received) == sum(line["uplink_bytes"] for line in lines)
+    down, up = progress.totals.downlink, progress.totals.uplink
+    assert sum(down.values()) == sum(sent) == sum(line["downlink_bytes"] for line in lines)
+    assert sum(up.values()) == sum(received) == sum(line["uplink_bytes"] for line in lines)
+    numbers = {kind: sum(p.size for tasks in CLIENTS.values() for p in METHOD.uplink_parts(tasks) if p.kind == kind)
+               for kind in Kind}  # fmt: skip
+    assert up["vectors"] == 3 * 4 * numbers[Kind.VECTOR]
+    assert up["heads"] == 3 * 4 * numbers[Kind.HEAD]
+    assert up["rescalers"] == 3 * 4 * numbers[Kind.RESCALERS]
+    assert up["masks"] == 3 * 2 * -(-2 * 9 // 8)  # two clients of two tasks, packed
+    assert up["header"] > 0
 
 
 def test_participation_draws_distinct_clients_anew_each_round() -> None:
@@ -149,16 +162,18 @@ def broken(payload: bytes) -> bytes:
         (FakeSite("client-1", round=7), "round 7"),
         (FakeSite("client-1", method="fedavg"), "method 'fedavg'"),
         (FakeSite("client-1", kind="train"), "kind 'train'"),
-        (FakeSite("client-1", fingerprint="other"), "fingerprint 'other'"),
-        (FakeSite("client-1", tasks=("b",)), r"tasks \('b',\)"),
-        (FakeSite("client-1", samples=()), "0 sample counts for 1 tasks"),
-        (FakeSite("client-1", tensors={}), "holds tensors"),
+        (FakeSite("client-1", fingerprint="0" * 64), "fingerprint '0000"),
+        (FakeSite("client-1", run="0" * 32), "run '0000"),
+        (FakeSite("client-1", tasks=("b",), samples=(1,)), r"tasks \('b',\)"),
+        (FakeSite("client-1", samples=()), "no sample counts, expected one for each of 1 tasks"),
+        (FakeSite("client-1", parts=METHOD.uplink_parts(("a",))[:1]), "1 parts, expected 3: vector, rescalers, head/a"),
     ],
 )
 def test_a_site_that_fails_is_left_out_with_a_reason_and_the_round_goes_on(site, said: str) -> None:
     progress, lines, _ = play(federation({"client-1": site}, rounds=1))
     assert progress.totals.failures == 1
     assert list(lines[0]["failures"]) == ["client-1"]
+    assert sum(progress.totals.uplink.values()) == lines[0]["uplink_bytes"]
     assert re.search(said, lines[0]["failures"]["client-1"])
     without = federation(rounds=1, transport=InProcess({n: FakeSite(n) for n in CLIENTS if n != "client-1"} | {
         "client-1": broken}))  # fmt: skip
@@ -170,7 +185,7 @@ def test_a_round_that_nobody_answers_changes_nothing_and_the_run_goes_on() -> No
 
     class Deaf(FakeSite):
         def __call__(self, payload: bytes) -> bytes:
-            return broken(payload) if decode(payload).round in deaf_in else super().__call__(payload)
+            return broken(payload) if Envelope(payload).header.round in deaf_in else super().__call__(payload)
 
     _, lines, saved = play(federation({name: Deaf(name) for name in CLIENTS}))
     assert same(saved[0].state, saved[1].state)

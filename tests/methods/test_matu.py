@@ -120,43 +120,6 @@ def test_a_round_without_updates_changes_nothing() -> None:
     assert m.begin_round(state).finish() is state
 
 
-def good() -> dict[str, torch.Tensor]:
-    return update(method(), {}, ("a", "b"), shift(0)[0])
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"vector": torch.zeros(10)}, r"'vector' is torch.float32 \[10\], expected torch.float32 \[11\]"),
-        ({"vector": torch.zeros(11).double()}, "float64"),
-        ({"vector": torch.full((11,), float("inf"))}, "finite"),
-        ({"masks": torch.ones(1, 11, dtype=torch.bool)}, "'masks'"),
-        ({"masks": torch.ones(2, 11)}, "'masks'"),
-        ({"rescalers": torch.tensor([1.0, -1.0])}, "below 0"),
-        ({"rescalers": torch.tensor([1.0, float("nan")])}, "finite"),
-        ({"head/a": torch.zeros(3, 5)}, "'head/a' is"),
-        ({"head/b": torch.full((3, 5), float("nan"))}, "'head/b' has entries that are not finite"),
-        ({"head/c": torch.zeros(2, 5)}, "holds tensors"),
-        ({"vector": None}, "holds tensors"),
-    ],
-)
-def test_an_update_that_cannot_be_is_refused_and_leaves_the_round_as_it_was(change, said: str) -> None:
-    m, tensors = method(), {k: v for k, v in (good() | change).items() if v is not None}
-    gathering = m.begin_round({})
-    gathering.add("north", ("a", "b"), (1, 1), good())
-    before = gathering.finish()
-    with pytest.raises(ValueError, match=said):
-        gathering.add("south", ("a", "b"), (2, 2), tensors)
-    after = gathering.finish()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_downlink_that_does_not_fit_is_refused_at_the_site() -> None:
-    m = method()
-    with pytest.raises(DataError, match="holds tensors"):
-        m.weights(("a",), good(), {})
-
-
 def test_the_papers_bits() -> None:
     m = method()
     assert m.paper_bits(("a",)) == 32 * (11 + 2 * 5)

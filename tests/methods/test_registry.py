@@ -170,5 +170,5 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused(tmp_path: Path) -> None:
 def test_a_method_that_leaves_something_out_is_told_what(tmp_path: Path) -> None:
     path = tmp_path / "half.py"
     path.write_text("from matu.methods import Method\n\n\nclass Half(Method):\n    pass\n")
-    with pytest.raises(ConfigError, match="Half does not say begin_round, downlink, local_update"):
+    with pytest.raises(ConfigError, match="Half does not say begin_round, downlink, downlink_parts, local_update"):
         find_method(str(path))

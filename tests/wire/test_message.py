@@ -1,113 +1,203 @@
-import json
+import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from torch import Tensor
 
 from matu.errors import DataError
-from matu.wire import Message, decode, encode, pack_bits, unpack_bits
+from matu.wire import NAMES, Codecs, Envelope, Header, Kind, Numbers, Part, arrived, encode
+from matu.wire.header import MAX_TASKS
 
-MESSAGE = Message(
-    method="matu", kind="update", round=3, site="north", fingerprint="f00d", tasks=("a", "b"),
-    class_lists=("2:x", "3:y"), samples=(5, 7),
-    metrics={"loss": 0.25},
-    tensors={"vector": torch.tensor([1.5, -2.0, 0.0]), "masks": torch.tensor([[True, False, True], [False] * 3])},
+HEADER = Header(
+    kind="update", run="0f" * 16, round=3, method="matu", site="nord süd", fingerprint="5a" * 32, tasks=("a", "b"),
+    class_lists=("2:x", "3:y"), samples=(5, 7), metrics={"images": 12.0, "loss": 0.25},
 )  # fmt: skip
 
 
+def parts_of(k: int, d: int, classes: int = 2) -> list[Part]:
+    masks = [Part("masks", Kind.MASKS, (k, d), "masks", of="vector")]
+    heads = [Part(f"head/{i}", Kind.HEAD, (classes, 4), f"head/{i}") for i in range(k)]
+    return [Part("vector", Kind.VECTOR, (d,), "vector"), *masks, Part("rescalers", Kind.RESCALERS, (k,)), *heads]
+
+
+def random_tensors(k: int, d: int, seed: int, classes: int = 2) -> dict[str, Tensor]:
+    """A vector some of whose entries are zero, masks, rescalers and heads."""
+    draw = torch.Generator().manual_seed(seed)
+    vector = torch.randn(d, generator=draw) * (torch.rand(d, generator=draw) < 0.9)
+    heads = {f"head/{i}": torch.randn(classes, 4, generator=draw) for i in range(k)}
+    masks = torch.rand(k, d, generator=draw) < torch.rand(k, 1, generator=draw)
+    return {"vector": vector, "masks": masks, "rescalers": torch.rand(k, generator=draw)} | heads
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+PARTS, TENSORS = parts_of(2, 9), random_tensors(2, 9, 0)
+EXACT, SMALL = Codecs(), Codecs(Numbers("4bit", change=True), Numbers("8bit", change=True), coded_masks=True)
+HELD = random_tensors(2, 9, 1)
+
+
 def test_a_message_comes_back_as_it_was() -> None:
-    got = decode(encode(MESSAGE))
-    assert replace(got, tensors={}) == replace(MESSAGE, tensors={})
-    assert got.tensors.keys() == MESSAGE.tensors.keys()
-    for name, tensor in MESSAGE.tensors.items():
-        assert got.tensors[name].dtype == tensor.dtype
-        assert torch.equal(got.tensors[name], tensor)
+    envelope = Envelope(encode(HEADER, PARTS, TENSORS, EXACT))
+    assert envelope.header == HEADER
+    assert same(envelope.tensors(PARTS), TENSORS)
 
 
-def test_the_same_message_gives_the_same_bytes_whatever_the_order_of_its_tensors() -> None:
-    turned = replace(MESSAGE, tensors=dict(reversed(list(MESSAGE.tensors.items()))))
-    assert encode(turned) == encode(MESSAGE)
+def test_the_same_message_gives_the_same_bytes() -> None:
+    turned = dict(reversed(list(TENSORS.items())))
+    for codecs in (EXACT, SMALL):
+        assert encode(HEADER, PARTS, turned, codecs, held=HELD) == encode(HEADER, PARTS, TENSORS, codecs, held=HELD)
+
+
+def test_what_arrives_is_what_is_read_from_the_bytes() -> None:
+    for codecs in (EXACT, SMALL, replace(SMALL, coded_masks=False)):
+        for held in (None, HELD):
+            there = Envelope(encode(HEADER, PARTS, TENSORS, codecs, held=held)).tensors(PARTS, held)
+            assert same(there, arrived(PARTS, TENSORS, codecs, held=held))
+
+
+combinations = st.builds(
+    Codecs,
+    st.builds(Numbers, st.sampled_from(NAMES), st.booleans()),
+    st.builds(Numbers, st.sampled_from(NAMES), st.booleans()),
+    st.booleans(),
+)
+
+
+@settings(max_examples=200)
+@given(combinations, st.integers(1, 5), st.integers(1, 700), st.integers(0, 2**32), st.booleans(), st.booleans())
+def test_every_combination_of_codecs_comes_back(
+    codecs: Codecs, k: int, d: int, seed: int, with_held: bool, by_chance: bool
+) -> None:
+    parts, tensors = parts_of(k, d), random_tensors(k, d, seed)
+    held = random_tensors(k, d, seed + 1) if with_held else None
+    header = replace(HEADER, tasks=tuple(f"{i}" for i in range(k)), class_lists=(), samples=(1,) * k)
+    draw = np.random.default_rng(seed) if by_chance else None
+    envelope = Envelope(encode(header, parts, tensors, codecs, held=held, draw=draw))
+    got = envelope.tensors(parts, held)
+    assert envelope.header == header
+    assert torch.equal(got["rescalers"], tensors["rescalers"])
+    # a mask matters where its vector is not zero: coded or not, what the task gets back is the same
+    vector, live = got["vector"], got["vector"] != 0
+    assert torch.equal(got["masks"] * vector, tensors["masks"] * vector)
+    if codecs.coded_masks:
+        assert not (got["masks"] & ~live).any()
+    else:
+        assert torch.equal(got["masks"], tensors["masks"])
+    for codec, names in ((codecs.vectors, ["vector"]), (codecs.heads, [f"head/{i}" for i in range(k)])):
+        for name in names:
+            assert got[name].shape == tensors[name].shape
+            if codec.name == "float32":
+                assert torch.equal(got[name], tensors[name])
+    assert sum(envelope.sizes(parts).values()) == len(encode(header, parts, tensors, codecs, held=held, draw=None)) or (
+        by_chance
+    )
 
 
 def test_a_mask_costs_one_bit_an_entry() -> None:
-    small = encode(replace(MESSAGE, tensors={"m": torch.ones(2, 8, dtype=torch.bool)}))
-    large = encode(replace(MESSAGE, tensors={"m": torch.ones(2, 8008, dtype=torch.bool)}))
-    assert 2000 <= len(large) - len(small) < 2016
+    sizes = [Envelope(encode(HEADER, p, random_tensors(2, d, 0), EXACT)).sizes(p) for d in (8, 8008)
+             for p in [parts_of(2, d)]]  # fmt: skip
+    assert sizes[1]["masks"] - sizes[0]["masks"] == 2000
+    assert sizes[0]["vectors"] == 32
 
 
-@given(st.integers(0, 70), st.integers(0, 2**32))
-def test_bits_round_trip_at_any_length(count: int, seed: int) -> None:
-    mask = torch.from_numpy(np.random.default_rng(seed).random(count) < 0.5)
-    packed = pack_bits(mask)
-    assert packed.dtype == torch.uint8
-    assert len(packed) == -(-count // 8)
-    assert torch.equal(unpack_bits(packed, [count]), mask)
+def test_bytes_are_counted_by_what_they_are_for() -> None:
+    payload = encode(HEADER, PARTS, TENSORS, EXACT)
+    sizes = Envelope(payload).sizes(PARTS)
+    assert sizes | {"header": 0} == {"header": 0, "vectors": 36, "heads": 64, "rescalers": 8, "masks": 3}
+    assert sum(sizes.values()) == len(payload)
 
 
-def test_bits_are_row_major_and_lowest_first() -> None:
-    assert pack_bits(torch.tensor([[True, False, False], [False, False, True]])).tolist() == [0b100001]
+def signed(body: bytes) -> bytes:
+    """The body with a checksum that fits: what a liar would send."""
+    return body + hashlib.blake2b(body, digest_size=16).digest()
 
 
-def header_of(**changes: object) -> bytes:
-    header = {
-        "format": 1, "method": "matu", "kind": "train", "round": 1, "site": "s", "fingerprint": "f",
-        "tasks": ["a"], "class_lists": [], "samples": [], "metrics": {}, "bits": {},
-    } | changes  # fmt: skip
-    return save({"x": torch.zeros(1)}, {"matu": json.dumps(header)})
-
-
-def test_the_header_as_written_by_hand_is_read() -> None:
-    assert decode(header_of()).tasks == ("a",)
+GOOD = encode(HEADER, PARTS, TENSORS, EXACT)
+BODY = GOOD[:-16]
 
 
 @pytest.mark.parametrize(
     ("payload", "said"),
     [
-        (b"", "no matu message"),
-        (b"\x00" * 40, "no matu message"),
-        (encode(MESSAGE)[:-1], "no matu message"),
-        (encode(MESSAGE) + b"\x00", "no matu message"),
-        (save({"x": torch.zeros(1)}), "no matu message"),
-        (save({"x": torch.zeros(1)}, {"matu": "{}"}), "fields"),
-        (save({"x": torch.zeros(1)}, {"matu": "[1"}), "no matu message"),
-        (header_of(format=2), "format 2"),
-        (header_of(kind="eval"), "kind 'eval'"),
-        (header_of(round=-1), "round -1"),
-        (header_of(round=True), "round True"),
-        (header_of(site=4), "site 4"),
-        (header_of(tasks=["a", "a"]), "distinct"),
-        (header_of(tasks="a"), "distinct"),
-        (header_of(class_lists=["2:a", "2:b"]), "one text a task"),
-        (header_of(samples=[0]), "from 1 to"),
-        (header_of(samples=[1 << 60]), "from 1 to"),
-        (header_of(samples=[1, 2]), "2 sample counts for 1 tasks"),
-        (header_of(metrics={"loss": "low"}), "finite"),
-        (header_of(metrics={"loss": float("nan")}), "finite"),
-        (header_of(bits={"y": [8]}), "'y'"),
-        (header_of(bits={"x": [8]}), "cannot hold"),
-        (header_of(bits=3), "bits 3"),
-        (header_of(surprise=1), "fields"),
+        (b"", "checksum"),
+        (GOOD[:-1], "checksum"),
+        (GOOD + b"\x00", "checksum"),
+        (GOOD[:50] + bytes([GOOD[50] ^ 1]) + GOOD[51:], "checksum"),
+        (signed(b""), "0 are there"),
+        (signed(b"X" + BODY[1:]), "begins with"),
+        (signed(BODY[:4] + b"\x03" + BODY[5:]), "format 3"),
+        (signed(BODY[:5] + b"\x02" + BODY[6:]), "kind 2"),
+        (signed(BODY[:6] + bytes(4) + BODY[10:]), "round 0"),
+        (signed(BODY[:58] + b"\x04\xff\xfe\xfd\xfc" + BODY[63:]), "no UTF-8"),
+        (signed(BODY[:58] + b"\x04ma\x00u" + BODY[63:]), "printable"),
+        (signed(BODY[:58] + b"\x00" + BODY[63:]), "expected 1 to 255 bytes"),
+        (signed(BODY.replace(b"\x01a\x01b", b"\x01a\x01a", 1)), "distinct"),
+        (signed(BODY.replace(b"\x02\x00\x01a", (MAX_TASKS + 1).to_bytes(2, "little") + b"\x01a", 1)), "4097 tasks"),
+        (signed(BODY + b"\x00"), "1 bytes too many"),
+        (signed(BODY[:-1]), "bytes expected"),
     ],
 )
 def test_what_is_no_message_is_refused_with_a_reason(payload: bytes, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        decode(payload)
+        Envelope(payload)
 
 
 @pytest.mark.parametrize(
-    ("packed", "shape", "said"),
+    ("changes", "said"),
     [
-        (torch.tensor([8], dtype=torch.uint8), [3], "padding"),
-        (torch.zeros(2, dtype=torch.uint8), [3], "cannot hold"),
-        (torch.zeros(1), [3], "cannot hold"),
-        (torch.zeros(1, dtype=torch.uint8), [-3], "whole numbers"),
-        (torch.zeros(1, dtype=torch.uint8), [10**12, 10**12], "cannot hold"),
+        ({"kind": "eval"}, "kind 'eval'"),
+        ({"run": "0F" * 16}, "32 hex digits"),
+        ({"fingerprint": "5a"}, "64 hex digits"),
+        ({"round": 0}, "round 0"),
+        ({"round": 1 << 32}, "round 4294967296"),
+        ({"site": ""}, "printable"),
+        ({"site": "x" * 256}, "printable"),
+        ({"site": "\ud800"}, "printable"),
+        ({"tasks": ()}, "0 tasks"),
+        ({"tasks": ("a", "a")}, "distinct"),
+        ({"class_lists": ("2:x",)}, "1 class lists for 2 tasks"),
+        ({"samples": (1,)}, "1 sample counts for 2 tasks"),
+        ({"samples": (0, 1)}, "expected 1 to"),
+        ({"samples": (1 << 32, 1)}, "expected 1 to"),
+        ({"metrics": {"loss": float("nan")}}, "finite"),
+        ({"metrics": {f"m{i}": 0.0 for i in range(17)}}, "17 metrics"),
     ],
 )
-def test_bits_that_do_not_fit_their_shape_are_refused(packed: torch.Tensor, shape: list[int], said: str) -> None:
+def test_a_header_that_cannot_be_is_not_made(changes: dict[str, object], said: str) -> None:
     with pytest.raises(DataError, match=said):
-        unpack_bits(packed, shape)
+        replace(HEADER, **changes)  # type: ignore[arg-type]
+
+
+def with_tensor(name: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return TENSORS | {name: change(TENSORS[name])}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({}, "holds tensors"),
+        (TENSORS | {"more": torch.zeros(1)}, "holds tensors"),
+        (with_tensor("vector", lambda t: t[:-1]), r"'vector' is torch.float32 \[8\], expected torch.float32 \[9\]"),
+        (with_tensor("vector", lambda t: t.double()), "float64"),
+        (with_tensor("masks", lambda t: t.float()), "'masks' is"),
+        (with_tensor("head/1", lambda t: t / 0), "not finite"),
+        (with_tensor("rescalers", lambda t: -t), "rescalers from"),
+        (with_tensor("rescalers", lambda t: t + 2**21), "expected 0 to 1048576"),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_parts_are_not_sent(tensors: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        encode(HEADER, PARTS, tensors, EXACT)
+
+
+def test_a_change_needs_what_it_is_counted_from() -> None:
+    payload = encode(HEADER, PARTS, TENSORS, SMALL, held=HELD)
+    with pytest.raises(DataError, match="part 'vector': a change, but nothing that it is counted from"):
+        Envelope(payload).tensors(PARTS)

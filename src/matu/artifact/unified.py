@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load as tensors_of_bytes
@@ -17,7 +18,7 @@ from matu.errors import DataError
 from matu.files import write_atomic
 from matu.models import AdaptedModel
 from matu.tasks import Task
-from matu.wire import pack_bits, unpack_bits
+from matu.wire import pack, unpack
 
 FORMAT = 1
 
@@ -43,7 +44,8 @@ def save_artifact(
     folder.mkdir(parents=True, exist_ok=True)
     content = {name: t.contiguous() for name, t in tensors.items() if t.dtype != torch.bool}
     masks = tensors.get("masks")
-    content["masks"] = pack_bits(tensors["vector"].ne(0)[None] if masks is None else masks)
+    bits = tensors["vector"].ne(0)[None] if masks is None else masks
+    content["masks"] = torch.from_numpy(np.frombuffer(pack(bits.numpy()), np.uint8).copy())
     backbone, layout = model.backbone, model.layout
     note = {
         "format": FORMAT,
@@ -70,7 +72,9 @@ def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if note["format"] != FORMAT:
             raise DataError(f"{folder}: format {note['format']}, this version of matu reads {FORMAT}")
         tensors = tensors_of_bytes((folder / "unified.safetensors").read_bytes())
-        tensors["masks"] = unpack_bits(tensors["masks"], [len(note["tasks"]), note["adapter"]["dim"]])
+        shape = (len(note["tasks"]), note["adapter"]["dim"])
+        bits = unpack(tensors["masks"].numpy().tobytes(), shape[0] * shape[1])
+        tensors["masks"] = torch.from_numpy(bits.reshape(shape).copy())
     except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
         if isinstance(error, DataError):
             raise

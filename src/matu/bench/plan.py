@@ -14,7 +14,7 @@ from typing import Any
 
 import tomli_w
 
-from matu.config import FederationConfig, RunConfig, config_of, config_table, read_table
+from matu.config import FederationConfig, RunConfig, WireConfig, config_of, config_table, read_table
 from matu.errors import ConfigError
 from matu.methods import find_method, method_name, method_names, method_source
 from matu.methods.base import parse_options
@@ -165,10 +165,11 @@ class Cell:
     def hash(self) -> str:
         """Of all that decides the numbers but the machine: where a cell was computed does not matter.
 
-        An option at its default adds nothing, so that cells keep their names when options are added. Folders and
-        files count by name: what is in them is checked by content when a cell is reused.
+        An option at its default adds nothing, so that cells keep their names when options are added; of messages
+        it is the exact form that adds nothing. Folders and files count by name: what is in them is checked by
+        content when a cell is reused.
         """
-        method, default = self.config.federation.method, dict(_by_name(RunConfig()))
+        method, default = self.config.federation.method, dict(_by_name(RunConfig(wire=WireConfig.exact())))
         found = {option: value for option, value in _by_name(self.config) if value != default[option]}
         for machine in ("device", "precision", "threads"):
             found.pop(machine, None)
@@ -325,5 +326,7 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 
 def load_saved(path: Path) -> dict[str, Any] | None:
-    """The table of the comparison that a folder holds, or None."""
-    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """The table of the comparison that a folder holds, or None; older ones had messages in the exact form alone."""
+    if not path.is_file():
+        return None
+    return {"wire": dataclasses.asdict(WireConfig.exact())} | tomllib.loads(path.read_text(encoding="utf-8"))

@@ -17,15 +17,19 @@ from matu.errors import ConfigError, DataError
 from matu.files import finish_before_interrupt, write_atomic
 from matu.methods import State
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
 class Totals:
-    """Sums over the rounds so far; `silent_rounds` counts the latest ones in a row that nobody answered."""
+    """Sums over the rounds so far.
 
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
+    `uplink` and `downlink` are bytes by what they were for; `silent_rounds` counts the latest rounds in a row that
+    nobody answered.
+    """
+
+    uplink: dict[str, int] = field(default_factory=dict)
+    downlink: dict[str, int] = field(default_factory=dict)
     messages_up: int = 0
     messages_down: int = 0
     failures: int = 0
@@ -35,6 +39,12 @@ class Totals:
     training_s: float = 0.0
     aggregation_s: float = 0.0
     evaluation_s: float = 0.0
+
+
+def count_bytes(into: dict[str, int], sizes: Mapping[str, int]) -> None:
+    """Add bytes by what they were for."""
+    for share, count in sizes.items():
+        into[share] = into.get(share, 0) + count
 
 
 @dataclass

@@ -14,6 +14,7 @@ from matu.seeds import stream
 from matu.tasks import Task
 from matu.training import Trainer, Weights
 from matu.vectors import unify
+from matu.wire import Codecs, arrived
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Evaluator:
         What the method keeps at a client.
     seed
         Of the images used on the way.
+    codecs
+        How downlinks travel.
     """
 
     method: Method
@@ -80,6 +83,7 @@ class Evaluator:
     clients: Mapping[str, tuple[str, ...]]
     memory: Callable[[str], State]
     seed: int
+    codecs: Codecs = field(default_factory=Codecs)
     _known: dict[str, float] = field(default_factory=dict)
 
     def on_the_way(self, state: State, images: int) -> Evaluation:
@@ -108,7 +112,8 @@ class Evaluator:
     def _delivered(self, state: State, name: str, tasks: tuple[str, ...], images: int) -> dict[str, float]:
         """Accuracy of each task in the downlink of a client."""
         sent = self.method.downlink(state, name, tasks)
-        return self._accuracies(self.method.weights(tasks, sent, self.memory(name)), images)
+        opened = arrived(self.method.downlink_parts(tasks), sent, self.codecs)
+        return self._accuracies(self.method.weights(tasks, opened, self.memory(name)), images)
 
     def _accuracies(self, weights: Mapping[str, Weights], images: int) -> dict[str, float]:
         return {task: self._accuracy(task, one, images) for task, one in weights.items()}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from matu.errors import DataError, MatuError
-from matu.federation.checkpoint import Progress
+from matu.federation.checkpoint import Progress, count_bytes
 from matu.federation.transport import Failure, Transport
 from matu.methods import Method, Round, State
 from matu.seeds import stream
-from matu.wire import Message, decode, encode
+from matu.wire import Codecs, Envelope, Header, encode
 
 SILENT_ROUNDS = 3
 """Rounds in a row that nobody answers, after which a run stops."""
@@ -31,23 +32,29 @@ class Federation:
         Tasks by client.
     transport
         Carries the messages.
+    run
+        Which run this is: 32 hex digits.
     fingerprint
         Of the adapter, which all sites must share.
     class_lists
         By task, what tells its ordered class names (`class_list`).
     rounds, participation, seed
         How long, what share of the clients each round, and who.
+    codecs
+        How downlinks travel.
     """
 
     method: Method
     method_name: str
     clients: Mapping[str, tuple[str, ...]]
     transport: Transport
+    run: str
     fingerprint: str
     class_lists: Mapping[str, str]
     rounds: int
     participation: float
     seed: int
+    codecs: Codecs = field(default_factory=Codecs)
 
     def sample(self, number: int) -> list[str]:
         """The clients of a round, distinct, in order; at least one."""
@@ -103,12 +110,12 @@ def _stop_if_silent(progress: Progress, reasons: str = "") -> None:
 
 def _one_round(federation: Federation, progress: Progress, number: int) -> tuple[Progress, dict[str, Any]]:
     began = time.perf_counter()
-    method, totals = federation.method, replace(progress.totals)
+    method, totals = federation.method, copy.deepcopy(progress.totals)
     payloads = {site: _downlink(federation, progress.state, number, site) for site in federation.sample(number)}
     gathering = method.begin_round(progress.state)
     failures: dict[str, str] = {}
     losses: list[float] = []
-    uplink, messages_up, waiting = 0, 0, 0.0
+    uplink, waiting = 0, 0.0
     replies = iter(federation.transport.exchange(payloads))
     while True:
         asked = time.perf_counter()
@@ -120,20 +127,21 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
         if isinstance(reply, Failure):
             failures[site] = f"{reply.code}: {reply.reason}"
             continue
-        uplink, messages_up = uplink + len(reply), messages_up + 1
+        uplink += len(reply)
+        totals.messages_up += 1
         try:
-            update = _fold_in(federation, gathering, number, site, reply)
+            update, sizes = _fold_in(federation, gathering, number, site, reply, payloads[site])
         except ValueError as error:  # of a message: its sender is left out, the round goes on
             failures[site] = f"message: {error}"
+            count_bytes(totals.uplink, {"refused": len(reply)})
             continue
+        count_bytes(totals.uplink, sizes)
         losses.append(update.metrics.get("loss", 0.0))
         totals.images += int(update.metrics.get("images", 0))
     state = gathering.finish()
-    downlink = sum(map(len, payloads.values()))
-    totals.uplink_bytes += uplink
-    totals.downlink_bytes += downlink
+    for site, payload in payloads.items():
+        count_bytes(totals.downlink, Envelope(payload).sizes(method.downlink_parts(federation.clients[site])))
     totals.messages_down += len(payloads)
-    totals.messages_up += messages_up
     totals.failures += len(failures)
     totals.silent_rounds = 0 if losses else totals.silent_rounds + 1
     totals.training_s += waiting
@@ -141,7 +149,7 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
     line = {
         "round": number, "clients": list(payloads), "tasks": _tasks_of(federation, payloads),
         "loss": math.fsum(losses) / len(losses) if losses else None,
-        "uplink_bytes": uplink, "downlink_bytes": downlink, "failures": failures,
+        "uplink_bytes": uplink, "downlink_bytes": sum(map(len, payloads.values())), "failures": failures,
         "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
     return Progress(number, state, totals), line
@@ -153,27 +161,30 @@ def _tasks_of(federation: Federation, sites: Iterable[str]) -> list[str]:
 
 
 def _downlink(federation: Federation, state: State, number: int, site: str) -> bytes:
-    tasks = federation.clients[site]
-    message = Message(
-        method=federation.method_name, kind="train", round=number, site=site,
-        fingerprint=federation.fingerprint, tasks=tasks,
+    tasks, method = federation.clients[site], federation.method
+    header = Header(
+        "train", federation.run, number, federation.method_name, site, federation.fingerprint, tasks,
         class_lists=tuple(federation.class_lists[task] for task in tasks),
-        tensors=federation.method.downlink(state, site, tasks),
     )  # fmt: skip
-    return encode(message)
+    return encode(header, method.downlink_parts(tasks), method.downlink(state, site, tasks), federation.codecs)
 
 
-def _fold_in(federation: Federation, gathering: Round, number: int, site: str, reply: bytes) -> Message:
+def _fold_in(
+    federation: Federation, gathering: Round, number: int, site: str, reply: bytes, request: bytes
+) -> tuple[Header, dict[str, int]]:
     """Check that the reply is this site's for this round, and add it."""
-    update = decode(reply)
+    envelope, method, tasks = Envelope(reply), federation.method, federation.clients[site]
+    update = envelope.header
     expected = {
-        "kind": "update", "method": federation.method_name, "round": number, "site": site,
-        "fingerprint": federation.fingerprint, "tasks": federation.clients[site],
+        "kind": "update", "run": federation.run, "method": federation.method_name, "round": number, "site": site,
+        "fingerprint": federation.fingerprint, "tasks": tasks,
     }  # fmt: skip
     for name, value in expected.items():
         if getattr(update, name) != value:
             raise DataError(f"{name} {getattr(update, name)!r}, expected {value!r}")
-    if len(update.samples) != len(update.tasks):
-        raise DataError(f"{len(update.samples)} sample counts for {len(update.tasks)} tasks")
-    gathering.add(site, update.tasks, update.samples, update.tensors)
-    return update
+    if not update.samples:
+        raise DataError(f"no sample counts, expected one for each of {len(tasks)} tasks")
+    held = Envelope(request).tensors(method.downlink_parts(tasks))  # as the site holds it: changes are counted from it
+    parts = method.uplink_parts(tasks)
+    gathering.add(site, tasks, update.samples, envelope.tensors(parts, held))
+    return update, envelope.sizes(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from matu.methods import Local, Method, State
 from matu.seeds import stream
 from matu.tasks import Task, class_list
 from matu.training import Trainer, Weights
-from matu.wire import Message, decode, encode
+from matu.wire import Codecs, Envelope, Header, encode
 
 
 @dataclass
@@ -33,8 +33,14 @@ class Site:
         What is trained and sent.
     method_name
         As messages carry it.
+    run
+        Which run this is: 32 hex digits.
     seed
         Of this run; batches depend on seed, site, task and round alone.
+    codecs
+        How updates travel.
+    by_chance
+        Quantised numbers are rounded by chance (seed, site and round decide), not to the nearest.
     memory
         What the method keeps here between rounds; it never leaves the site.
     """
@@ -45,7 +51,10 @@ class Site:
     trainer: Trainer
     method: Method
     method_name: str
+    run: str
     seed: int
+    codecs: Codecs = field(default_factory=Codecs)
+    by_chance: bool = False
     memory: State = field(default_factory=dict)
 
     def __call__(self, request: bytes) -> bytes:
@@ -54,10 +63,12 @@ class Site:
         Raises
         ------
         DataError
-            For a message of another method, adapter or site.
+            For a message of another run, method, adapter or site.
         """
-        received = decode(request)
+        envelope = Envelope(request)
+        received = envelope.header
         self._check(received)
+        opened = envelope.tensors(self.method.downlink_parts(received.tasks))
         losses: list[float] = []
         images_before = self.trainer.clock.train_images
         config = self.trainer.config
@@ -73,14 +84,12 @@ class Site:
 
         samples = {task: len(self.indices[task]) for task in received.tasks}
         local = Local(received.tasks, samples, self.memory, train)
-        tensors, memory = self.method.local_update(local, received.tensors)
+        tensors, memory = self.method.local_update(local, opened)
         metrics = {"loss": sum(losses) / len(losses), "images": self.trainer.clock.train_images - images_before}
-        update = Message(
-            method=self.method_name, kind="update", round=received.round, site=self.name,
-            fingerprint=received.fingerprint, tasks=received.tasks, samples=tuple(samples.values()), metrics=metrics,
-            tensors=tensors,
-        )  # fmt: skip
-        payload = encode(update)
+        header = replace(received, kind="update", class_lists=(), samples=tuple(samples.values()), metrics=metrics)
+        draw = stream(self.seed, "rounding", received.round, self.name) if self.by_chance else None
+        parts = self.method.uplink_parts(received.tasks)
+        payload = encode(header, parts, tensors, self.codecs, held=opened, draw=draw)
         self.memory = memory
         return payload
 
@@ -96,9 +105,9 @@ class Site:
             f"server; here they are {', '.join(self.tasks[task].classes)}"
         )
 
-    def _check(self, message: Message) -> None:
+    def _check(self, message: Header) -> None:
         expected = {
-            "kind": "train", "method": self.method_name, "site": self.name,
+            "kind": "train", "run": self.run, "method": self.method_name, "site": self.name,
             "fingerprint": self.trainer.model.fingerprint, "tasks": tuple(self.indices),
         }  # fmt: skip
         for task, theirs in zip(message.tasks, message.class_lists, strict=False):

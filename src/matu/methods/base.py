@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from matu.config import RunConfig
-from matu.errors import ConfigError, DataError
+from matu.errors import ConfigError
 from matu.training import Objective, Weights
 from matu.vectors import Layout, MeanAccumulator
+from matu.wire import Kind, Part
 
 State = Mapping[str, Tensor]
 """What a server, or a site, keeps between rounds: tensors by name, so that a checkpoint is one safetensors file."""
@@ -48,9 +49,9 @@ class Problem:
         """All task names, in order."""
         return tuple(self.classes)
 
-    def head_shape(self, task: str) -> list[int]:
+    def head_shape(self, task: str) -> tuple[int, int]:
         """Classes and features + 1 (the bias is the last column)."""
-        return [self.classes[task], self.features + 1]
+        return self.classes[task], self.features + 1
 
     def base(self, task: str) -> Weights:
         """The start of a task nobody has trained: no change, head zero."""
@@ -61,32 +62,15 @@ class Problem:
         return sum(self.classes[task] for task in tasks) * (self.features + 1)
 
 
-def check_tensors(
-    tensors: Mapping[str, Tensor],
-    expected: Mapping[str, Sequence[int]],
-    dtypes: Mapping[str, torch.dtype] | None = None,
-) -> None:
-    """Require exactly these names, shapes and types (float32 unless told), and finite values.
-
-    Raises
-    ------
-    DataError
-        Naming what differs.
-    """
-    if set(tensors) != set(expected):
-        raise DataError(f"message holds tensors {sorted(tensors)}, expected {sorted(expected)}")
-    for name, shape in expected.items():
-        found, dtype = tensors[name], (dtypes or {}).get(name, torch.float32)
-        if found.dtype != dtype or list(found.shape) != list(shape):
-            raise DataError(f"'{name}' is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}")
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise DataError(f"'{name}' has entries that are not finite")
+def adapter_parts(tasks: Sequence[str], dim: int, against: str = "") -> tuple[Part, ...]:
+    """`adapter/<task>` of every task, changes counted from the downlink's part `against` (empty: of that name)."""
+    names = [f"adapter/{task}" for task in tasks]
+    return tuple(Part(name, Kind.VECTOR, (dim,), against or name) for name in names)
 
 
-def check_plain(problem: Problem, tasks: Sequence[str], tensors: Mapping[str, Tensor], dim: int) -> None:
-    """Require `adapter/<task>` float [dim] and `head/<task>` of every task; DataError for anything else."""
-    adapters = {f"adapter/{task}": [dim] for task in tasks}
-    check_tensors(tensors, adapters | {f"head/{task}": problem.head_shape(task) for task in tasks})
+def head_parts(problem: Problem, tasks: Sequence[str]) -> tuple[Part, ...]:
+    """`head/<task>` of every task."""
+    return tuple(Part(f"head/{task}", Kind.HEAD, problem.head_shape(task), f"head/{task}") for task in tasks)
 
 
 @dataclass(frozen=True)
@@ -112,7 +96,10 @@ class Local:
 
 
 class Round(Protocol):
-    """A round at the server: updates are folded in as they arrive, in any order."""
+    """A round at the server: updates are folded in as they arrive, in any order.
+
+    Tensors have the names, types and shapes of `Method.uplink_parts`, and finite numbers.
+    """
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
         """Fold in one site's update; on bad content raise, and change nothing."""
@@ -129,8 +116,8 @@ class NoOptions:
 class Method(ABC):
     """A federated method: what is sent, trained, aggregated and kept.
 
-    `downlink` and `local_update` give the tensors of the two messages; `weights` is how a site reads its
-    downlink, so evaluation reads what a client really gets.
+    `downlink` and `local_update` give the tensors of the two messages, `downlink_parts` and `uplink_parts` what
+    they are; `weights` is how a site reads its downlink, so evaluation reads what a client really gets.
 
     Attributes
     ----------
@@ -161,8 +148,16 @@ class Method(ABC):
         """What a client that holds `tasks` is sent."""
 
     @abstractmethod
+    def downlink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        """Names, kinds and shapes of the tensors of `downlink`."""
+
+    @abstractmethod
+    def uplink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        """The same of `local_update`, and the part of the downlink that each is a change of."""
+
+    @abstractmethod
     def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
-        """A downlink, opened at a site: its weights of each task; DataError for content that cannot be."""
+        """A downlink, opened at a site: its weights of each task."""
 
     @abstractmethod
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from matu.methods.base import Local, Means, Method, State, check_plain, check_tensors
+from matu.methods.base import Local, Means, Method, State, adapter_parts, head_parts
 from matu.training import Weights
+from matu.wire import Kind, Part
 
 
 class FedAvg(Method):
@@ -50,9 +51,13 @@ class FedAvg(Method):
         """The server's heads of some tasks, zero where nobody has trained one."""
         return {f"head/{t}": state.get(f"head/{t}", torch.zeros(self.problem.head_shape(t))) for t in tasks}
 
+    def downlink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        return Part("adapter", Kind.VECTOR, (self.shared_dim,)), *head_parts(self.problem, tasks)
+
+    def uplink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        return *adapter_parts(tasks, self.shared_dim, "adapter"), *head_parts(self.problem, tasks)
+
     def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
-        heads = {f"head/{t}": self.problem.head_shape(t) for t in tasks}
-        check_tensors(tensors, {"adapter": [self.shared_dim]} | heads)
         vector = self.widen(tensors["adapter"])
         return {t: Weights(vector, tensors[f"head/{t}"]) for t in tasks}
 
@@ -86,7 +91,6 @@ class FedAvgRound:
         self.method, self.state, self.means = method, state, Means()
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        check_plain(self.method.problem, tasks, tensors, self.method.shared_dim)
         for task, count in zip(tasks, samples, strict=True):
             self.means.add("adapter", tensors[f"adapter/{task}"], count)
             self.means.add(f"head/{task}", tensors[f"head/{task}"], count)

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from matu.config import RunConfig
 from matu.errors import ConfigError
-from matu.methods.base import Local, Means, Problem, State, check_tensors
+from matu.methods.base import Local, Means, Problem, State, adapter_parts
 from matu.methods.fedavg import FedAvg, FedAvgRound
 from matu.training import Weights
+from matu.wire import Kind, Part
 
 
 class FedPer(FedAvg):
@@ -45,8 +46,13 @@ class FedPer(FedAvg):
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         return {"adapter": state.get("adapter", torch.zeros(self.shared_dim))}
 
+    def downlink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        return (Part("adapter", Kind.VECTOR, (self.shared_dim,)),)
+
+    def uplink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        return adapter_parts(tasks, self.shared_dim, "adapter")
+
     def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
-        check_tensors(tensors, {"adapter": [self.shared_dim]})
         vector = self.widen(tensors["adapter"])
         if "block" in memory:
             vector[~self.shared] = memory["block"]
@@ -76,6 +82,5 @@ class FedPerRound(FedAvgRound):
     """As in FedAvg, without heads."""
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        check_tensors(tensors, {f"adapter/{t}": [self.method.shared_dim] for t in tasks})
         for task, count in zip(tasks, samples, strict=True):
             self.means.add("adapter", tensors[f"adapter/{task}"], count)

@@ -19,7 +19,7 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
-from matu.methods.base import State, check_plain
+from matu.methods.base import State
 from matu.methods.per_task_fedavg import PerTaskFedAvg
 from matu.training import Weights
 
@@ -67,8 +67,6 @@ class MatFlRound:
         self.received: dict[tuple[str, str], Weights] = {}
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        problem = self.method.problem
-        check_plain(problem, tasks, tensors, problem.dim)
         for task in tasks:
             self.received[site, task] = Weights(tensors[f"adapter/{task}"], tensors[f"head/{task}"])
 

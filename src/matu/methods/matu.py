@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from matu.config import RunConfig
-from matu.methods.base import Local, Means, Method, Problem, State, check_plain, check_tensors
+from matu.methods.base import Local, Means, Method, Problem, State, adapter_parts, head_parts
 from matu.methods.per_task_fedavg import plain
 from matu.training import Weights
 from matu.vectors import RoundAccumulator, Unified, transfer, unify
+from matu.wire import Kind, Part
 
 
 class Matu(Method):
@@ -32,6 +33,17 @@ class Matu(Method):
 
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         return self._pack({task: self._server(state, task) for task in tasks})
+
+    def downlink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        k, d, heads = len(tasks), self.problem.dim, head_parts(self.problem, tasks)
+        if not self.settings.unification:
+            return *adapter_parts(tasks, d), *heads
+        masks = [Part("masks", Kind.MASKS, (k, d), "masks", of="vector")] if k > 1 else []
+        rescalers = Part("rescalers", Kind.RESCALERS, (k,))
+        return Part("vector", Kind.VECTOR, (d,), "vector"), *masks, rescalers, *heads
+
+    def uplink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        return self.downlink_parts(tasks)
 
     def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
         vectors = {
@@ -65,17 +77,11 @@ class Matu(Method):
         return pack(weights) if self.settings.unification else plain(weights)
 
     def open(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> list[tuple[tuple[str, ...], Unified]]:
-        """The unified vectors in a message, each with its tasks; names, types and shapes checked."""
-        k, d = len(tasks), self.problem.dim
+        """The unified vectors in a message, each with its tasks."""
         if not self.settings.unification:
-            check_plain(self.problem, tasks, tensors, d)
             return [((task,), unify(tensors[f"adapter/{task}"][None])) for task in tasks]
-        shapes = {"vector": [d], "rescalers": [k]} | {f"head/{t}": self.problem.head_shape(t) for t in tasks}
-        if k > 1:
-            shapes["masks"] = [k, d]
-        check_tensors(tensors, shapes, {"masks": torch.bool})
         vector = tensors["vector"]
-        masks = tensors["masks"] if k > 1 else vector.ne(0)[None]
+        masks = tensors["masks"] if len(tasks) > 1 else vector.ne(0)[None]
         return [(tuple(tasks), Unified(vector, masks, tensors["rescalers"]))]
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from matu.methods.base import Local, Means, Method, Problem, State, check_plain
+from matu.methods.base import Local, Means, Method, State, adapter_parts, head_parts
 from matu.training import Weights
+from matu.wire import Part
 
 
 class PerTaskFedAvg(Method):
@@ -23,8 +24,13 @@ class PerTaskFedAvg(Method):
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         return plain({task: self._server(state, task) for task in tasks})
 
+    def downlink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        return *adapter_parts(tasks, self.problem.dim), *head_parts(self.problem, tasks)
+
+    def uplink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        return self.downlink_parts(tasks)
+
     def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
-        check_plain(self.problem, tasks, tensors, self.problem.dim)
         return {t: Weights(tensors[f"adapter/{t}"], tensors[f"head/{t}"]) for t in tasks}
 
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
@@ -32,7 +38,7 @@ class PerTaskFedAvg(Method):
         return plain({task: local.train(task, starts[task]) for task in local.tasks}), {}
 
     def begin_round(self, state: State) -> PerTaskRound:
-        return PerTaskRound(self.problem, state, lambda means: means)
+        return PerTaskRound(state, lambda means: means)
 
     def server_weights(self, state: State) -> dict[str, Weights] | None:
         return {task: self._server(state, task) for task in self.problem.tasks}
@@ -51,17 +57,16 @@ class PerTaskRound:
 
     Parameters
     ----------
-    problem, state
-        The sizes, and the state before the round.
+    state
+        Before the round.
     advance
         From the means by name (`adapter/<task>`, `head/<task>`; tasks with holders) to what changes in the state.
     """
 
-    def __init__(self, problem: Problem, state: State, advance: Callable[[dict[str, Tensor]], State]) -> None:
-        self.problem, self.state, self.advance, self.means = problem, state, advance, Means()
+    def __init__(self, state: State, advance: Callable[[dict[str, Tensor]], State]) -> None:
+        self.state, self.advance, self.means = state, advance, Means()
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        check_plain(self.problem, tasks, tensors, self.problem.dim)
         for task, count in zip(tasks, samples, strict=True):
             for name in (f"adapter/{task}", f"head/{task}"):
                 self.means.add(name, tensors[name], count)

@@ -39,7 +39,7 @@ class TaskArithmetic(FedAvg):
     Options: ClassVar[type] = Options
 
     def begin_round(self, state: State) -> PerTaskRound:  # type: ignore[override]
-        return PerTaskRound(self.problem, state, lambda means: self._merged(state, means))
+        return PerTaskRound(state, lambda means: self._merged(state, means))
 
     def merge(self, changes: Tensor) -> Tensor:
         """Changes of the tasks with holders, float [T', d] -> the change of the adapter, float [d]."""

@@ -59,10 +59,12 @@ def build_result(
         "clients": {name: list(held) for name, held in clients.items()},
         "failures": totals.failures,
         "bytes": {
-            "uplink_total": totals.uplink_bytes,
-            "downlink_total": totals.downlink_bytes,
-            "uplink_per_client_round": totals.uplink_bytes / max(totals.messages_up, 1),
-            "downlink_per_client_round": totals.downlink_bytes / max(totals.messages_down, 1),
+            "uplink_total": sum(totals.uplink.values()),
+            "downlink_total": sum(totals.downlink.values()),
+            "uplink_per_client_round": sum(totals.uplink.values()) / max(totals.messages_up, 1),
+            "downlink_per_client_round": sum(totals.downlink.values()) / max(totals.messages_down, 1),
+            "uplink": dict(totals.uplink),
+            "downlink": dict(totals.downlink),
         },
         "paper_mbits": paper_mbits,
         "seconds": {

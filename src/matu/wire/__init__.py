@@ -1,5 +1,22 @@
-"""Bytes: the message schema and its codec."""
+"""Bytes: the message, its parts, and how they are coded."""
 
-from matu.wire.message import Message, decode, encode, pack_bits, unpack_bits
+from matu.wire.header import Header
+from matu.wire.message import SHARES, Codecs, Envelope, arrived, encode
+from matu.wire.numbers import NAMES, Numbers
+from matu.wire.parts import Kind, Part
+from matu.wire.streams import pack, unpack
 
-__all__ = ["Message", "decode", "encode", "pack_bits", "unpack_bits"]
+__all__ = [
+    "NAMES",
+    "SHARES",
+    "Codecs",
+    "Envelope",
+    "Header",
+    "Kind",
+    "Numbers",
+    "Part",
+    "arrived",
+    "encode",
+    "pack",
+    "unpack",
+]

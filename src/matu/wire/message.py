@@ -1,171 +1,251 @@
-"""The one message between server and site, and its one pair of encode and decode.
+"""The one message between server and site, and its one pair of `encode` and `Envelope`.
 
-On the wire a message is a safetensors file: tensors by name, and a JSON header under the key `matu` of
-its metadata. Bool tensors travel as packed bits. Nothing else in the project knows what the bytes look like.
+docs/wire.md has every field. Shapes and types are never taken from a message: the method says which parts there
+are for the tasks in the header (`Part`), so a message holds their codes and lengths alone.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import safetensors
+import numpy as np
 import torch
-from safetensors.torch import load as tensors_of_bytes
-from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor
 
 from matu.errors import DataError
-from matu.vectors.accumulate import MAX_SAMPLES
+from matu.wire.header import Header, read_header, write_header
+from matu.wire.masks import Held, read_masks, write_masks
+from matu.wire.numbers import EXACT, Code, Numbers, read_numbers, write_numbers
+from matu.wire.parts import Kind, Part
+from matu.wire.streams import Reader
 
-FORMAT = 1
-_HEADER_KEYS = {
-    "format", "method", "kind", "round", "site", "fingerprint", "tasks", "class_lists", "samples", "metrics", "bits",
-}  # fmt: skip
-_KINDS = ("train", "update")
+CHECKSUM_BYTES = 16
+MAX_RESCALER = float(1 << 20)
+"""Larger ones are refused: an honest one is the ratio of two sums of magnitudes."""
+_COUNT = struct.Struct("<H")
+_PART = struct.Struct("<BI")
 
 
 @dataclass(frozen=True)
-class Message:
-    """What server and site say to each other in a round.
+class Codecs:
+    """How the parts of one direction's messages travel.
 
     Attributes
     ----------
-    method
-        Name of the method that both run.
-    kind
-        "train" (server to site) or "update" (site to server).
-    round
-        Number of the round, from 1.
-    site
-        The site's name.
-    fingerprint
-        Of the adapter layout and start (`Layout.fingerprint`): both sides must hold the same.
-    tasks
-        Names, in the order of the rows of stacked tensors.
-    class_lists
-        Per task, what tells its ordered class names (server to site), or empty.
-    samples
-        Training samples per task (updates), or empty.
-    metrics
-        Numbers for the record (updates), by name; they decide nothing.
-    tensors
-        float32, float64, uint8 or bool tensors by name; what they mean is the method's.
+    vectors, heads
+        Of floating-point parts.
+    coded_masks
+        Masks by what the other end cannot know, or one bit an entry.
     """
 
-    method: str
-    kind: str
-    round: int
-    site: str
-    fingerprint: str
-    tasks: tuple[str, ...]
-    class_lists: tuple[str, ...] = ()
-    samples: tuple[int, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: Numbers = EXACT
+    heads: Numbers = EXACT
+    coded_masks: bool = False
 
 
-def encode(message: Message) -> bytes:
-    """A message as bytes; the same message gives the same bytes."""
-    packed: dict[str, Tensor] = {}
-    bits: dict[str, list[int]] = {}
-    for name, tensor in sorted(message.tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        if values.dtype == torch.bool:
-            bits[name] = list(values.shape)
-            values = pack_bits(values)
-        packed[name] = values
-    header = {
-        "format": FORMAT, "method": message.method, "kind": message.kind, "round": message.round,
-        "site": message.site, "fingerprint": message.fingerprint, "tasks": list(message.tasks),
-        "class_lists": list(message.class_lists), "samples": list(message.samples),
-        "metrics": dict(message.metrics), "bits": bits,
-    }  # fmt: skip
-    return bytes_of_tensors(packed, {"matu": json.dumps(header, separators=(",", ":"), allow_nan=False)})
+def encode(
+    header: Header,
+    parts: Sequence[Part],
+    tensors: Mapping[str, Tensor],
+    codecs: Codecs,
+    *,
+    held: Mapping[str, Tensor] | None = None,
+    draw: np.random.Generator | None = None,
+) -> bytes:
+    """A message as bytes; the same arguments give the same bytes.
 
-
-def decode(payload: bytes) -> Message:
-    """The message in `payload`.
+    Parameters
+    ----------
+    header, parts, tensors
+        What it says: one tensor of each part, float32 or (masks) bool.
+    codecs
+        How.
+    held
+        The tensors of the round's downlink as the site opened it, which both ends hold.
+    draw
+        Rounds by chance in place of to the nearest.
 
     Raises
     ------
     DataError
-        If the bytes are no message of this format, or a field is not what it should be.
+        For tensors that are not those of the parts, or not finite.
     """
-    try:
-        tensors = tensors_of_bytes(payload)
-        header = json.loads(json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])["__metadata__"]["matu"])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"message: {len(payload)} bytes that are no matu message ({error})") from error
-    _check_header(header)
-    for name, shape in header["bits"].items():
-        if name not in tensors:
-            raise DataError(f"message: the header declares bits '{name}', the tensors are {sorted(tensors)}")
-        tensors[name] = unpack_bits(tensors[name], shape)
-    return Message(
-        method=header["method"], kind=header["kind"], round=header["round"], site=header["site"],
-        fingerprint=header["fingerprint"], tasks=tuple(header["tasks"]), class_lists=tuple(header["class_lists"]),
-        samples=tuple(header["samples"]), metrics=header["metrics"], tensors=tensors,
-    )  # fmt: skip
+    chunks = _chunks(parts, tensors, codecs, held or {}, draw)
+    body: list[bytes | memoryview] = [write_header(header), _COUNT.pack(len(parts))]
+    for code, data in chunks:
+        body += [_PART.pack(code, len(data)), data]
+    whole = b"".join(body)
+    return whole + _checksum(whole)
 
 
-def _check_header(header: object) -> None:
-    def stop(what: str) -> None:
-        raise DataError(f"message header: {what}")
-
-    if not isinstance(header, dict) or set(header) != _HEADER_KEYS:
-        return stop(f"fields {sorted(header) if isinstance(header, dict) else header}, expected {sorted(_HEADER_KEYS)}")
-    if header["format"] != FORMAT:
-        stop(f"format {header['format']}, this version of matu reads {FORMAT}")
-    if header["kind"] not in _KINDS:
-        stop(f"kind {header['kind']!r}, expected one of {_KINDS}")
-    if type(header["round"]) is not int or header["round"] < 0:
-        stop(f"round {header['round']!r}, expected a whole number >= 0")
-    for name in ("method", "site", "fingerprint"):
-        if not isinstance(header[name], str):
-            stop(f"{name} {header[name]!r}, expected text")
-    tasks, samples = header["tasks"], header["samples"]
-    if not isinstance(tasks, list) or not all(isinstance(t, str) for t in tasks) or len(set(tasks)) != len(tasks):
-        stop(f"tasks {tasks!r}, expected a list of distinct names")
-    lists = header["class_lists"]
-    if not isinstance(lists, list) or not all(isinstance(c, str) for c in lists) or len(lists) not in (0, len(tasks)):
-        stop(f"class_lists {lists!r}, expected none or one text a task")
-    if not isinstance(samples, list) or not all(type(n) is int and 0 < n <= MAX_SAMPLES for n in samples):
-        stop(f"samples {samples!r}, expected a list of whole numbers from 1 to {MAX_SAMPLES}")
-    if samples and len(samples) != len(tasks):
-        stop(f"{len(samples)} sample counts for {len(tasks)} tasks")
-    metrics = header["metrics"]
-    if not isinstance(metrics, dict) or not all(type(x) in (int, float) and math.isfinite(x) for x in metrics.values()):
-        stop(f"metrics {metrics!r}, expected finite numbers by name")
-    if not isinstance(header["bits"], dict):
-        stop(f"bits {header['bits']!r}, expected shapes by name")
+def arrived(
+    parts: Sequence[Part],
+    tensors: Mapping[str, Tensor],
+    codecs: Codecs,
+    *,
+    held: Mapping[str, Tensor] | None = None,
+    draw: np.random.Generator | None = None,
+) -> dict[str, Tensor]:
+    """What the other end reads of these tensors; arguments as for `encode`."""
+    return _opened(parts, _chunks(parts, tensors, codecs, held or {}, draw), held or {})
 
 
-_WEIGHTS = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
+class Envelope:
+    """A message whose header has been read and whose parts have not.
 
+    Parameters
+    ----------
+    payload
+        The bytes as they arrived.
 
-def pack_bits(mask: Tensor) -> Tensor:
-    """bool, any shape -> uint8 [ceil(n / 8)]: row-major, lowest bit first, padding 0."""
-    flat = torch.nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8))
-    return (flat.view(-1, 8) * _WEIGHTS).sum(dim=1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, shape: list[int]) -> Tensor:
-    """The inverse of `pack_bits` for a stated shape.
+    Attributes
+    ----------
+    header
+        Complete and within its limits; whether it is for this run, round and site is the reader's to check.
 
     Raises
     ------
     DataError
-        If the shape does not fit the bytes, or padding bits are set.
+        If the bytes are no message of this format, are cut off, changed on the way, or too many.
     """
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise DataError(f"bits: shape {shape!r}, expected a list of whole numbers")
-    count = math.prod(shape)
-    if packed.dtype != torch.uint8 or packed.shape != ((count + 7) // 8,):
-        raise DataError(f"bits: {packed.dtype} {list(packed.shape)} cannot hold shape {shape}")
-    flat = (packed[:, None] & _WEIGHTS).ne(0).flatten()
-    if bool(flat[count:].any()):
-        raise DataError("bits: padding bits are set, expected zeros")
-    return flat[:count].view(shape)
+
+    def __init__(self, payload: bytes) -> None:
+        body, check = memoryview(payload)[:-CHECKSUM_BYTES], payload[-CHECKSUM_BYTES:]
+        if _checksum(body) != check:
+            raise DataError(f"message: {len(payload)} bytes whose checksum is another: cut off, or changed on the way")
+        reader = Reader(body)
+        self.header: Header = read_header(reader)
+        (count,) = reader.unpack(_COUNT)
+        self._chunks: list[Chunk] = []
+        for _ in range(count):
+            code, length = reader.unpack(_PART)
+            self._chunks.append((code, reader.take(length)))
+        reader.end()
+        self._bytes = len(payload)
+
+    def tensors(self, parts: Sequence[Part], held: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The tensors by name: float32 of finite numbers, and bool masks.
+
+        Parameters
+        ----------
+        parts
+            What the reader expects for the header's tasks.
+        held
+            As for `encode`.
+
+        Raises
+        ------
+        DataError
+            Naming the part that cannot be what it should be.
+        """
+        return _opened(parts, self._matched(parts), held or {})
+
+    def sizes(self, parts: Sequence[Part]) -> dict[str, int]:
+        """Bytes by what they are for: vectors, masks, heads, rescalers, and the header (all the rest)."""
+        found = dict.fromkeys(SHARES, 0)
+        for part, (_, data) in zip(parts, self._matched(parts), strict=True):
+            found[SHARES[part.kind]] += len(data)
+        found["header"] = self._bytes - sum(found.values())
+        return found
+
+    def _matched(self, parts: Sequence[Part]) -> list[Chunk]:
+        if len(parts) != len(self._chunks):
+            names = ", ".join(part.name for part in parts)
+            raise DataError(f"message: {len(self._chunks)} parts, expected {len(parts)}: {names}")
+        return self._chunks
+
+
+SHARES = ("header", "vectors", "heads", "rescalers", "masks")
+"""What bytes are for; a part's kind is its place."""
+
+
+Chunk = tuple[int, bytes | memoryview]
+"""A part's code and its bytes."""
+
+
+def _chunks(
+    parts: Sequence[Part], tensors: Mapping[str, Tensor], codecs: Codecs, held: Mapping[str, Tensor],
+    draw: np.random.Generator | None,
+) -> list[Chunk]:  # fmt: skip
+    _check(parts, tensors)
+    chunks: list[Chunk] = []
+    read: dict[str, np.ndarray] = {}
+    for part in parts:
+        values = tensors[part.name].detach().cpu().contiguous().numpy()
+        code, data = _write(part, values, codecs, read, held, draw)
+        if any(other.of == part.name for other in parts):  # masks are coded beside the vector as it arrives
+            read[part.name] = read_numbers(memoryview(data), code, part.size, _held(part, held))
+        chunks.append((code, data))
+    return chunks
+
+
+def _opened(parts: Sequence[Part], chunks: Sequence[Chunk], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    read: dict[str, np.ndarray] = {}
+    for part, (code, data) in zip(parts, chunks, strict=True):
+        try:
+            read[part.name] = _read(part, code, memoryview(data), read, held).reshape(part.shape)
+        except DataError as error:
+            raise DataError(f"message part '{part.name}': {error}") from error
+    return {name: torch.from_numpy(values) for name, values in read.items()}
+
+
+def _checksum(body: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest()
+
+
+def _check(parts: Sequence[Part], tensors: Mapping[str, Tensor]) -> None:
+    names = [part.name for part in parts]
+    if set(names) != set(tensors):
+        raise DataError(f"message holds tensors {sorted(tensors)}, expected {sorted(names)}")
+    for part in parts:
+        found, wanted = tensors[part.name], torch.bool if part.kind == Kind.MASKS else torch.float32
+        if found.dtype != wanted or tuple(found.shape) != part.shape:
+            raise DataError(f"'{part.name}' is {found.dtype} {list(found.shape)}, expected {wanted} {list(part.shape)}")
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise DataError(f"'{part.name}' has entries that are not finite")
+        if part.kind == Kind.RESCALERS:
+            _check_rescalers(found.numpy())
+
+
+def _write(
+    part: Part, values: np.ndarray, codecs: Codecs, read: Mapping[str, np.ndarray], held: Mapping[str, Tensor],
+    draw: np.random.Generator | None,
+) -> tuple[int, bytes]:  # fmt: skip
+    if part.kind == Kind.MASKS:
+        return write_masks(values, coded=codecs.coded_masks, vector=read[part.of], held=_held_masks(part, held))
+    if part.kind == Kind.RESCALERS:
+        return Code.FLOAT32, values.astype("<f4").tobytes()
+    codec = codecs.heads if part.kind == Kind.HEAD else codecs.vectors
+    return write_numbers(values.reshape(-1), codec, _held(part, held), draw)
+
+
+def _read(
+    part: Part, code: int, data: memoryview, read: Mapping[str, np.ndarray], held: Mapping[str, Tensor]
+) -> np.ndarray:
+    if part.kind == Kind.MASKS:
+        return read_masks(data, code, part.shape, read[part.of], _held_masks(part, held))
+    if part.kind == Kind.RESCALERS and code != Code.FLOAT32:
+        raise DataError(f"code {code}, rescalers are always float32")
+    found = read_numbers(data, code, part.size, _held(part, held))
+    if part.kind == Kind.RESCALERS:
+        _check_rescalers(found)
+    return found
+
+
+def _check_rescalers(found: np.ndarray) -> None:
+    if found.size and not (found.min() >= 0 and found.max() <= MAX_RESCALER):
+        raise DataError(f"rescalers from {found.min():.6g} to {found.max():.6g}, expected 0 to {MAX_RESCALER:.0f}")
+
+
+def _held(part: Part, held: Mapping[str, Tensor]) -> np.ndarray | None:
+    tensor = held.get(part.against) if part.against else None
+    return None if tensor is None else tensor.numpy().reshape(-1)
+
+
+def _held_masks(part: Part, held: Mapping[str, Tensor]) -> Held | None:
+    if not part.against or part.against not in held:
+        return None
+    return held[part.against].numpy(), held[part.of].numpy()
