@@ -145,9 +145,11 @@ def test_what_does_not_fit_the_parts_is_not_sent(name: str) -> None:
     site, good = updates(method, state, sites, 1)[2]
     parts = method.uplink_parts(site.tasks)
     for what, bad in broken_versions(good):
-        with pytest.raises(DataError):
+        try:
             message(parts, bad)
-            pytest.fail(f"{what}: sent")
+        except DataError:
+            continue
+        pytest.fail(f"{what}: sent")
 
 
 @every_method

@@ -140,6 +140,20 @@ class WireConfig:
 
 
 @dataclass(frozen=True)
+class DefenceConfig:
+    """Bounds on what one client can do to a round (docs/threats.md); all off by default."""
+
+    norm_limit: float = 0.0
+    """Task vectors and heads longer than this many times the round's median are scaled down to it; 0: off."""
+    rescaler_limit: float = 0.0
+    """An update with a rescaler above this is left out; 0: above 2^20 alone."""
+    sample_limit: int = 0
+    """Samples of a task that one client may count for; 0: as many as it says."""
+    trim: float = 0.0
+    """Share of a task's holders left out at either end, coordinate by coordinate; 0: off."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured, and when."""
 
@@ -177,6 +191,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     matu: MatuConfig = field(default_factory=MatuConfig)
     wire: WireConfig = field(default_factory=WireConfig)
+    defence: DefenceConfig = field(default_factory=DefenceConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
 
@@ -187,7 +202,7 @@ class RunConfig:
             raise ConfigError("; ".join(wrong))
 
     def _rules(self) -> list[tuple[bool, str]]:
-        f, t, m, e = self.federation, self.training, self.matu, self.evaluation
+        f, t, m, e, d = self.federation, self.training, self.matu, self.evaluation, self.defence
         model, tasks, machine = self.model, self.tasks, self.machine
         return [
             (len(tasks.tasks) > 0, "tasks: none named; expected a suite such as demo-8, or task names"),
@@ -214,6 +229,13 @@ class RunConfig:
             (0 <= m.agreement_threshold <= 1, f"agreement_threshold {m.agreement_threshold}: expected 0 to 1"),
             (m.top_k >= 0, f"top_k {m.top_k}: expected 0 or more"),
             (0 <= m.similarity_threshold <= 1, f"similarity_threshold {m.similarity_threshold}: expected 0 to 1"),
+            (
+                d.norm_limit == 0 or 1 <= d.norm_limit < float("inf"),
+                f"norm_limit {d.norm_limit}: expected 0 (off), or 1 or more",
+            ),
+            (0 <= d.rescaler_limit < float("inf"), f"rescaler_limit {d.rescaler_limit}: expected 0 (off) or more"),
+            (d.sample_limit >= 0, f"sample_limit {d.sample_limit}: expected 0 (off) or more"),
+            (0 <= d.trim < 0.5, f"trim {d.trim}: expected 0 (off) to less than 0.5"),
             (e.evaluate_every >= 0, f"evaluate_every {e.evaluate_every}: expected 0 (only at the end) or more"),
             (e.evaluate_images >= 0, f"evaluate_images {e.evaluate_images}: expected 0 (all) or more"),
             (machine.seed >= 0, f"seed {machine.seed}: expected 0 or more"),

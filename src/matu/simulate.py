@@ -220,6 +220,7 @@ def _federate(run: _Run, method: Method, roots: Roots, display: Display, *, resu
     federation = Federation(
         method, name, run.clients, InProcess(sites), number, trainer.model.fingerprint,
         {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed, down,
+        run.config.defence,
     )  # fmt: skip
     progress = load_checkpoint(out / "checkpoint", run.identity) or Progress(0, method.start())
     for site, memory in progress.memories.items():

@@ -12,7 +12,6 @@ from matu.tasks import class_list
 from matu.wire import Codecs, Envelope, Header, encode
 from world import tiny_task, tiny_trainer
 
-
 RUN = "ab" * 16
 
 

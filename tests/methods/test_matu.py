@@ -4,7 +4,6 @@ import torch
 
 import oracle
 from matu.config import MatuConfig, RunConfig
-from matu.errors import DataError
 from matu.methods import Local
 from matu.methods.matu import Matu
 from matu.training import Weights

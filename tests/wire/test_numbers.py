@@ -162,4 +162,4 @@ def test_bytes_that_are_no_numbers_are_refused(code: int, data: bytes, said: str
 
 def test_an_unknown_codec_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one of float32, bfloat16"):
-        Numbers("5bit")
+        Numbers("9bit")

@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from matu.config import DefenceConfig
 from matu.errors import DataError, MatuError
 from matu.federation.checkpoint import Progress, count_bytes
+from matu.federation.defence import Guard
 from matu.federation.transport import Failure, Transport
-from matu.methods import Method, Round, State
+from matu.methods import Method, State
 from matu.seeds import stream
 from matu.wire import Codecs, Envelope, Header, encode
 
@@ -42,6 +46,8 @@ class Federation:
         How long, what share of the clients each round, and who.
     codecs
         How downlinks travel.
+    defence
+        Bounds on what one client can do.
     """
 
     method: Method
@@ -55,6 +61,7 @@ class Federation:
     participation: float
     seed: int
     codecs: Codecs = field(default_factory=Codecs)
+    defence: DefenceConfig = field(default_factory=DefenceConfig)
 
     def sample(self, number: int) -> list[str]:
         """The clients of a round, distinct, in order; at least one."""
@@ -112,7 +119,8 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
     began = time.perf_counter()
     method, totals = federation.method, copy.deepcopy(progress.totals)
     payloads = {site: _downlink(federation, progress.state, number, site) for site in federation.sample(number)}
-    gathering = method.begin_round(progress.state)
+    guard = Guard(method, progress.state, federation.defence) if federation.defence != DefenceConfig() else None
+    gathering = guard or method.begin_round(progress.state)
     failures: dict[str, str] = {}
     losses: list[float] = []
     uplink, waiting = 0, 0.0
@@ -130,7 +138,8 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
         uplink += len(reply)
         totals.messages_up += 1
         try:
-            update, sizes = _fold_in(federation, gathering, number, site, reply, payloads[site])
+            update, tensors, sizes = open_update(federation, number, site, reply, payloads[site])
+            gathering.add(site, update.tasks, update.samples, tensors)
         except ValueError as error:  # of a message: its sender is left out, the round goes on
             failures[site] = f"message: {error}"
             count_bytes(totals.uplink, {"refused": len(reply)})
@@ -150,7 +159,7 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
         "round": number, "clients": list(payloads), "tasks": _tasks_of(federation, payloads),
         "loss": math.fsum(losses) / len(losses) if losses else None,
         "uplink_bytes": uplink, "downlink_bytes": sum(map(len, payloads.values())), "failures": failures,
-        "seconds": round(time.perf_counter() - began, 3),
+        "bounded": guard.bounded if guard else {}, "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
     return Progress(number, state, totals), line
 
@@ -169,10 +178,21 @@ def _downlink(federation: Federation, state: State, number: int, site: str) -> b
     return encode(header, method.downlink_parts(tasks), method.downlink(state, site, tasks), federation.codecs)
 
 
-def _fold_in(
-    federation: Federation, gathering: Round, number: int, site: str, reply: bytes, request: bytes
-) -> tuple[Header, dict[str, int]]:
-    """Check that the reply is this site's for this round, and add it."""
+def open_update(
+    federation: Federation, number: int, site: str, reply: bytes, request: bytes
+) -> tuple[Header, dict[str, Tensor], dict[str, int]]:
+    """A site's reply to a request, checked to be this site's for this round.
+
+    Returns
+    -------
+    tuple
+        Its header, its tensors, and its bytes by what they are for.
+
+    Raises
+    ------
+    DataError
+        For anything else; nothing in a reply is trusted.
+    """
     envelope, method, tasks = Envelope(reply), federation.method, federation.clients[site]
     update = envelope.header
     expected = {
@@ -186,5 +206,4 @@ def _fold_in(
         raise DataError(f"no sample counts, expected one for each of {len(tasks)} tasks")
     held = Envelope(request).tensors(method.downlink_parts(tasks))  # as the site holds it: changes are counted from it
     parts = method.uplink_parts(tasks)
-    gathering.add(site, tasks, update.samples, envelope.tensors(parts, held))
-    return update, envelope.sizes(parts)
+    return update, envelope.tensors(parts, held), envelope.sizes(parts)

@@ -104,6 +104,9 @@ class Round(Protocol):
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
         """Fold in one site's update; on bad content raise, and change nothing."""
 
+    def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
+        """Fold in one task of a site as `Method.reported` gives it: what `add` does, for those who look inside."""
+
     def finish(self) -> State:
         """The state after the round; the very state before it if nobody answered."""
 
@@ -162,6 +165,10 @@ class Method(ABC):
     @abstractmethod
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         """A client's round: train every task from its downlink; what is sent up, and what is kept there."""
+
+    @abstractmethod
+    def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
+        """An update, opened at the server: the task vectors (what travels of them) and heads that it stands for."""
 
     @abstractmethod
     def begin_round(self, state: State) -> Round:

@@ -69,6 +69,9 @@ class FedAvg(Method):
             sent |= {f"adapter/{task}": self.narrow(trained.vector), f"head/{task}": trained.head}
         return sent, {}
 
+    def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
+        return {t: Weights(tensors[f"adapter/{t}"], tensors[f"head/{t}"]) for t in tasks}
+
     def begin_round(self, state: State) -> FedAvgRound:
         return FedAvgRound(self, state)
 
@@ -91,9 +94,13 @@ class FedAvgRound:
         self.method, self.state, self.means = method, state, Means()
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+        reported = self.method.reported(tasks, tensors)
         for task, count in zip(tasks, samples, strict=True):
-            self.means.add("adapter", tensors[f"adapter/{task}"], count)
-            self.means.add(f"head/{task}", tensors[f"head/{task}"], count)
+            self.add_weights(site, task, count, reported[task])
+
+    def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
+        self.means.add("adapter", weights.vector, samples)
+        self.means.add(f"head/{task}", weights.head, samples)
 
     def finish(self) -> State:
         if not self.means:

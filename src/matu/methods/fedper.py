@@ -68,6 +68,9 @@ class FedPer(FedAvg):
             block.add("block", trained.vector[~self.shared], local.samples[task])
         return sent, kept | block.values()
 
+    def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
+        return {t: Weights(tensors[f"adapter/{t}"], torch.zeros(0)) for t in tasks}
+
     def begin_round(self, state: State) -> FedPerRound:
         return FedPerRound(self, state)
 
@@ -81,6 +84,5 @@ class FedPer(FedAvg):
 class FedPerRound(FedAvgRound):
     """As in FedAvg, without heads."""
 
-    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        for task, count in zip(tasks, samples, strict=True):
-            self.means.add("adapter", tensors[f"adapter/{task}"], count)
+    def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
+        self.means.add("adapter", weights.vector, samples)

@@ -67,8 +67,11 @@ class MatFlRound:
         self.received: dict[tuple[str, str], Weights] = {}
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        for task in tasks:
-            self.received[site, task] = Weights(tensors[f"adapter/{task}"], tensors[f"head/{task}"])
+        for task, count in zip(tasks, samples, strict=True):
+            self.add_weights(site, task, count, Weights(tensors[f"adapter/{task}"], tensors[f"head/{task}"]))
+
+    def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
+        self.received[site, task] = weights
 
     def finish(self) -> State:
         if not self.received:

@@ -55,6 +55,9 @@ class Matu(Method):
         starts = self.weights(local.tasks, tensors, local.memory)
         return self._pack({task: local.train(task, starts[task]) for task in local.tasks}), {}
 
+    def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
+        return self.weights(tasks, tensors, {})
+
     def begin_round(self, state: State) -> MatuRound:
         return MatuRound(self, state)
 
@@ -108,6 +111,10 @@ class MatuRound:
             self.sums.add(group, unified, [counts[task] for task in group])
         for task in tasks:
             self.heads.add(f"head/{task}", tensors[f"head/{task}"], counts[task])
+
+    def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
+        self.sums.add((task,), unify(weights.vector[None]), [samples])
+        self.heads.add(f"head/{task}", weights.head, samples)
 
     def finish(self) -> State:
         """Means of the tasks with holders, the others as they were; then transfer over all tasks seen."""

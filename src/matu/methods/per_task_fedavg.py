@@ -37,6 +37,9 @@ class PerTaskFedAvg(Method):
         starts = self.weights(local.tasks, tensors, local.memory)
         return plain({task: local.train(task, starts[task]) for task in local.tasks}), {}
 
+    def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
+        return self.weights(tasks, tensors, {})
+
     def begin_round(self, state: State) -> PerTaskRound:
         return PerTaskRound(state, lambda means: means)
 
@@ -68,8 +71,11 @@ class PerTaskRound:
 
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
         for task, count in zip(tasks, samples, strict=True):
-            for name in (f"adapter/{task}", f"head/{task}"):
-                self.means.add(name, tensors[name], count)
+            self.add_weights(site, task, count, Weights(tensors[f"adapter/{task}"], tensors[f"head/{task}"]))
+
+    def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
+        self.means.add(f"adapter/{task}", weights.vector, samples)
+        self.means.add(f"head/{task}", weights.head, samples)
 
     def finish(self) -> State:
         return {**self.state, **self.advance(self.means.values())} if self.means else self.state

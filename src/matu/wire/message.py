@@ -25,6 +25,8 @@ from matu.wire.streams import Reader
 CHECKSUM_BYTES = 16
 MAX_RESCALER = float(1 << 20)
 """Larger ones are refused: an honest one is the ratio of two sums of magnitudes."""
+MAX_NUMBER = 2.0**64
+"""Larger ones are refused: sums of them, times rescalers, would leave float32."""
 _COUNT = struct.Struct("<H")
 _PART = struct.Struct("<BI")
 
@@ -206,8 +208,7 @@ def _check(parts: Sequence[Part], tensors: Mapping[str, Tensor]) -> None:
             raise DataError(f"'{part.name}' is {found.dtype} {list(found.shape)}, expected {wanted} {list(part.shape)}")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise DataError(f"'{part.name}' has entries that are not finite")
-        if part.kind == Kind.RESCALERS:
-            _check_rescalers(found.numpy())
+        _check_range(part, found.numpy())
 
 
 def _write(
@@ -230,14 +231,17 @@ def _read(
     if part.kind == Kind.RESCALERS and code != Code.FLOAT32:
         raise DataError(f"code {code}, rescalers are always float32")
     found = read_numbers(data, code, part.size, _held(part, held))
-    if part.kind == Kind.RESCALERS:
-        _check_rescalers(found)
+    _check_range(part, found)
     return found
 
 
-def _check_rescalers(found: np.ndarray) -> None:
-    if found.size and not (found.min() >= 0 and found.max() <= MAX_RESCALER):
-        raise DataError(f"rescalers from {found.min():.6g} to {found.max():.6g}, expected 0 to {MAX_RESCALER:.0f}")
+def _check_range(part: Part, found: np.ndarray) -> None:
+    if part.kind == Kind.MASKS or not found.size:
+        return
+    least, most = (0.0, MAX_RESCALER) if part.kind == Kind.RESCALERS else (-MAX_NUMBER, MAX_NUMBER)
+    low, high = float(found.min()), float(found.max())
+    if low < least or high > most:
+        raise DataError(f"'{part.name}' goes from {low:.6g} to {high:.6g}, expected {least:.6g} to {most:.6g}")
 
 
 def _held(part: Part, held: Mapping[str, Tensor]) -> np.ndarray | None:
