@@ -25,7 +25,7 @@ matu: many-task federated fine-tuning with one unified task vector
   matu compare  run several methods side by side: tuned alike, tables and figures
   matu tasks    list and check tasks: classes, counts, a contact sheet
   matu methods  list the methods and their options
-  matu bits     the paper's bit counts, computed beside the printed ones
+  matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
 
 matu COMMAND --help tells the options of a command; matu --version the version.
 """
@@ -99,6 +99,18 @@ class CompareArguments:
     """Runs at a time; 0: one a core on a CPU, one on a GPU."""
     json: bool = False
     """Print results.json alone on stdout."""
+
+
+@dataclass(frozen=True)
+class BitsArguments:
+    """Say what a run's messages will weigh, by what the bytes are for, beside the paper's form; nothing is trained."""
+
+    settings: RunConfig
+    folders: Folders = dataclasses.field(default_factory=Folders)
+    config: Path | None = None
+    """TOML file with settings; options on the command line override it."""
+    json: bool = False
+    """Print the numbers as JSON."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -292,10 +304,20 @@ def _methods(arguments: list[str]) -> int:
 
 
 def _bits(arguments: list[str]) -> int:
-    _no_more("bits", arguments)
-    from matu.bits import text
+    if not arguments:
+        from matu.bits import text
 
-    print(text())
+        print(text())
+        return DONE
+    file = _value_of("--config", arguments)
+    base = read_config(Path(file)) if file else RunConfig()
+    parsed: BitsArguments = _parse(BitsArguments, arguments, BitsArguments(base), "bits")
+    parsed.settings.check()
+    _prepare_libraries()
+    from matu.forecast import as_table, as_text, forecast
+
+    found = forecast(parsed.settings, _roots(parsed.folders))
+    print(json.dumps(as_table(parsed.settings, found), indent=1) if parsed.json else as_text(parsed.settings, found))
     return DONE
 
 
