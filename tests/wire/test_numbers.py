@@ -69,7 +69,7 @@ def test_bfloat16_rounds_ties_to_even_and_never_to_infinity() -> None:
 def test_quantised_numbers_are_within_half_a_step(name: str, seed: int, size: int, kind: str) -> None:
     values = numbers(seed, size, kind)
     error = np.abs(there_and_back(values, Numbers(name)).astype(np.float64) - values)
-    assert (error <= block_steps(values, int(name[0])) * (0.5 + 2.0**-14) + 2.0**-90).all()
+    assert (error <= block_steps(values, int(name[0])) * (0.5 + 2.0**-14) + 2.0**-83).all()
 
 
 @settings(max_examples=60)
@@ -78,7 +78,7 @@ def test_quantised_numbers_are_within_half_a_step(name: str, seed: int, size: in
 def test_rounded_by_chance_they_are_within_a_step(name: str, seed: int, size: int, kind: str) -> None:
     values = numbers(seed, size, kind)
     error = np.abs(there_and_back(values, Numbers(name), draw=np.random.default_rng(seed)).astype(np.float64) - values)
-    assert (error <= block_steps(values, int(name[0])) * (1 + 2.0**-14) + 2.0**-90).all()
+    assert (error <= block_steps(values, int(name[0])) * (1 + 2.0**-14) + 2.0**-83).all()
 
 
 def test_rounded_by_chance_they_are_right_on_average() -> None:
@@ -128,6 +128,14 @@ def test_a_small_change_costs_no_more_than_it_must() -> None:
     assert np.linalg.norm(change - values) < 0.02 * np.linalg.norm(direct - values)
 
 
+def test_a_few_far_numbers_cost_little() -> None:
+    values = numbers(0, 256 * 400, "normal")
+    near = len(write_numbers(values, Numbers("2bit"), None, None)[1])
+    values[::2560] = 12.0
+    assert len(write_numbers(values, Numbers("2bit"), None, None)[1]) < 1.03 * near
+    assert np.abs(there_and_back(values, Numbers("2bit")) - values).max() < 0.7
+
+
 def test_numbers_out_of_range_are_refused() -> None:
     code, data = write_numbers(np.full(3, 1e38, np.float32), Numbers("8bit"), None, None)
     hostile = data[:2] + np.float32(3e38).tobytes() + data[6:]
@@ -149,7 +157,17 @@ def test_numbers_out_of_range_are_refused() -> None:
         (Code.QUANTISED, b"\x01\x01" + np.array([-1, 0], "<f4").tobytes(), "step -1.0"),
         (Code.QUANTISED, b"\x01\x01" + np.array([1, 1], "<f4").tobytes(), "factor 1.0"),
         (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x00\x02\0\0\0" + b"\0\0", "2 bytes in a stream of 1"),
-        (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x08\x00", "is -8"),
+        (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x08\x00", "5 bytes expected"),
+        (
+            Code.QUANTISED,
+            b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x08\x00\x00\x02\0\0\0\x09\x09",
+            "2 bytes in a stream of 1",
+        ),
+        (
+            Code.QUANTISED,
+            b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x08\x00\x00\x01\0\0\0\xf9",
+            "7 or less among the far",
+        ),
         (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x00\x10", "padding"),
         (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x07\x01\0\0\0\0", "form 7"),
         (Code.CHANGE, b"\x01\x01" + bytes(8), "nothing that it is counted from"),

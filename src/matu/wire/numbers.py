@@ -20,13 +20,18 @@ from matu.wire.streams import Reader, read_bytes, write_bytes
 
 BLOCK = 256
 LARGEST = 127
+NEAR = 7
+"""Quantised numbers up to this fit in half a byte; -8 stands for one further away, which follows in a byte."""
+_FEW = 0.01
+"""Share of numbers further away up to which halves are smaller than bytes: symbols of a byte are then two numbers,
+and lose nothing where one alone would be worth less than a bit."""
 _ZERO = 255
 """The step of a block of zeros."""
 _OCTAVES = np.float32(2) ** (-np.arange(_ZERO, dtype=np.float32) / 8)
 _STEPS = np.append(np.ldexp(_OCTAVES[:8][np.arange(_ZERO) % 8], -(np.arange(_ZERO) // 8)), 0).astype(np.float32)
 """float32 [256]: the steps, relative to the largest."""
 _TINY = 2.0**-90
-"""A part whose steps would all be smaller is sent as zeros: its steps would leave float32."""
+"""A part whose steps would all be smaller (its numbers below 2^-83) is sent as zeros: its steps would leave float32."""
 _GAUSSIAN = math.log2(math.sqrt(2 * math.pi * math.e))
 _HEAD = struct.Struct("<BBff")
 
@@ -96,10 +101,13 @@ def write_numbers(
     rows = np.pad(values, (0, -len(values) % block)).reshape(-1, block)
     largest, steps, q = _ternary(rows) if codec.name == "ternary" else _quantise(rows, int(codec.name[0]), draw)
     whole = q.reshape(-1)[: len(values)]
-    pairs = bool(len(whole) == 0 or (whole.min() >= -7 and whole.max() <= 7))
-    data = _pairs(whole) if pairs else whole.tobytes()
-    head = _HEAD.pack(pairs, codec.name != "ternary", largest, factor)
-    return code, head + write_bytes(steps.tobytes()) + write_bytes(data)
+    far = (whole > NEAR) | (whole < -NEAR)
+    pairs = bool(np.count_nonzero(far) <= _FEW * len(whole))
+    head = _HEAD.pack(pairs, codec.name != "ternary", largest, factor) + write_bytes(steps.tobytes())
+    if not pairs:
+        return code, head + write_bytes(whole.tobytes())
+    near = np.where(far, np.int8(-NEAR - 1), whole)
+    return code, head + write_bytes(_pairs(near)) + write_bytes(whole[far].tobytes())
 
 
 def read_numbers(data: memoryview, code: int, size: int, held: np.ndarray | None) -> np.ndarray:
@@ -130,8 +138,7 @@ def _read_quantised(reader: Reader, size: int, held: np.ndarray | None, code: in
     block = BLOCK if blocks else max(size, 1)
     count = -(-size // block)
     steps = np.frombuffer(read_bytes(reader, count), np.uint8)
-    data = read_bytes(reader, (size + 1) // 2 if pairs else size)
-    q = _unpair(data, size) if pairs else np.frombuffer(data, np.int8)
+    q = _unpair(reader, size) if pairs else np.frombuffer(read_bytes(reader, size), np.int8)
     scales = np.repeat(_STEPS[steps] * np.float32(largest), block)[:size]
     with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32 is refused with its value
         values = q.astype(np.float32) * scales
@@ -182,18 +189,22 @@ def _to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 
 def _pairs(q: np.ndarray) -> bytes:
-    """int8 in -7..7, two a byte, the first in the low half."""
+    """int8 in -8..7, two a byte, the first in the low half."""
     padded = np.pad(q, (0, len(q) % 2)).view(np.uint8) & 15
     return (padded[::2] | (padded[1::2] << 4)).tobytes()
 
 
-def _unpair(data: bytes, size: int) -> np.ndarray:
-    found = np.frombuffer(data, np.uint8)
-    q = np.empty(2 * len(found), np.uint8)
-    q[::2], q[1::2] = found & 15, found >> 4
-    if q[size:].any():
+def _unpair(reader: Reader, size: int) -> np.ndarray:
+    """int8 [size] from pairs, and from the bytes that follow where a pair holds -8."""
+    found = np.frombuffer(read_bytes(reader, (size + 1) // 2), np.uint8)
+    halves = np.empty(2 * len(found), np.uint8)
+    halves[::2], halves[1::2] = found & 15, found >> 4
+    if halves[size:].any():
         raise DataError("padding behind the last number, expected zeros")
-    signed: np.ndarray = ((q ^ 8).astype(np.int8) - 8)[:size]
-    if (signed == -8).any():
-        raise DataError("a quantised number is -8, expected -7 to 7")
-    return signed
+    q: np.ndarray = ((halves ^ 8).astype(np.int8) - 8)[:size]
+    far = q == -NEAR - 1
+    beyond = np.frombuffer(read_bytes(reader, int(np.count_nonzero(far))), np.int8)
+    if len(beyond) and np.abs(beyond.astype(np.int16)).min() <= NEAR:
+        raise DataError(f"a number of {NEAR} or less among the far ones")
+    q[far] = beyond
+    return q

@@ -135,7 +135,15 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         message(vector=part(3, struct.pack("<BBff", 0, 1, 3e38, 1) + STEPS + stream(0, b"\x7f" * D))),
         "an entry is inf",
     ),
-    "number_minus_eight": (message(vector=quantised(stream(0, b"\x88" * (D // 2)))), "is -8"),
+    "far_numbers_missing": (message(vector=quantised(stream(0, b"\x88" * (D // 2)))), "5 bytes expected"),
+    "far_numbers_that_are_near": (
+        message(vector=quantised(stream(0, b"\x88" * (D // 2)) + stream(0, b"\x07" * D))),
+        "7 or less among the far",
+    ),
+    "far_numbers_too_many": (
+        message(vector=quantised(stream(0, b"\x88" * (D // 2)) + stream(0, b"\x70" * (D + 1)))),
+        "601 bytes in a stream",
+    ),
     "bomb": (message(vector=quantised(stream(1, BOMB))), "67108864 bytes, expected 300 to 300"),
     "bomb_in_the_masks": (message(masks=part(1, stream(1, BOMB))), "67108864 bytes"),
     "bomb_in_the_gaps": (message(masks=part(1, stream(2, BOMB))), "67108864 bytes"),
