@@ -30,14 +30,32 @@ def legend(figure):
 
 def test_what_applies_is_drawn(tmp_path):
     names = [path.name for path in figures.draw_all(compared(METHODS, **AXIS), tmp_path / "figures")]
-    kinds = ("accuracy_over_rounds", "normalised_by_task", "against_axis", "normalised_by_setting")
+    kinds = (
+        "accuracy_over_rounds", "normalised_by_task", "accuracy_over_bytes", "against_axis", "normalised_by_setting",
+    )  # fmt: skip
     assert names == [f"{kind}.{suffix}" for kind in kinds for suffix in ("png", "svg")]
     assert sorted(names) == sorted(path.name for path in (tmp_path / "figures").iterdir())
 
 
-def test_one_setting_without_axis_has_two_figures(drawn, tmp_path):
+def test_one_setting_without_axis_has_three_figures(drawn, tmp_path):
     figures.draw_all(compared(METHODS, settings=(("only", {}),)), tmp_path)
-    assert len(drawn) == 2
+    assert len(drawn) == 3
+
+
+def test_accuracy_stands_over_all_bytes_of_a_client_and_round(drawn, tmp_path):
+    results = compared(METHODS, **AXIS)
+    figures.accuracy_over_bytes(results, tmp_path / "a")
+    for axes, setting in zip(drawn[0].axes, ("two", "four"), strict=True):
+        summary = results["summary"][setting]
+        federated = [m for m in METHODS if summary[m]["uplink_bytes"]]
+        expected = [
+            (1e-6 * (summary[m]["uplink_bytes"] + summary[m]["downlink_bytes"]), 100 * summary[m]["average"]["mean"])
+            for m in federated
+        ]
+        ends = [tuple(line.get_xydata()[0]) for line in axes.lines if len(line.get_xydata()) == 1]
+        found = list(dict.fromkeys(ends))  # an error bar stands on its point
+        np.testing.assert_allclose(found, expected)
+    assert "Individual" not in legend(drawn[0])
 
 
 def test_files_repeat_to_the_byte(tmp_path):
@@ -59,7 +77,7 @@ def test_the_unfinished_is_left_out(drawn, tmp_path):
     del results["summary"]["two"]["ties"]
     results["cells"] = [c for c in results["cells"] if c["setting"] == "two" and c["method"] != "ties"]
     figures.draw_all(results, tmp_path)
-    assert [len(figure.axes) for figure in drawn] == [1, 1, 2, 1]
+    assert [len(figure.axes) for figure in drawn] == [1, 1, 1, 2, 1]
     for figure in drawn:
         assert "MaTU" in legend(figure)
         assert "TIES" not in legend(figure)

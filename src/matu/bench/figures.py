@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from matu.bench.report import Results, is_reference, label
@@ -39,6 +39,7 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
     """Every figure that the comparison has data for."""
     drawn = accuracy_over_rounds(results, folder / "accuracy_over_rounds")
     drawn += normalised_by_task(results, folder / "normalised_by_task")
+    drawn += accuracy_over_bytes(results, folder / "accuracy_over_bytes")
     if results["axis"]:
         drawn += against_axis(results, folder / "against_axis")
     if len(results["settings"]) > 1:
@@ -95,6 +96,39 @@ def normalised_by_task(results: Results, path: Path) -> list[Path]:
     for axes in panels:
         axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     _legend(figure, results, {"individual"}.union(*points.values()), _dots)
+    return _save(figure, path)
+
+
+@rc_context(_STYLE)
+def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
+    """Mean accuracy against what a client sends and gets in a round, with the standard deviation over seeds."""
+    points: dict[str, dict[str, tuple[float, dict[str, float | None]]]] = {}
+    for setting in results["settings"]:
+        for method in results["methods"]:
+            up, down = (_read(results, setting, method, way) for way in ("uplink_bytes", "downlink_bytes"))
+            if up and down:
+                points.setdefault(setting, {})[method] = (
+                    1e-6 * (up + down),
+                    _read(results, setting, method, "average"),
+                )
+    if not points:
+        return []
+    figure, panels = _panels(len(points), width=4.8, height=4.0, sharey=True)
+    for axes, (setting, methods) in zip(panels, points.items(), strict=True):
+        for method, (megabytes, average) in methods.items():
+            axes.plot(megabytes, 100 * (average["mean"] or 0.0), **_dots(results, method))
+            if average["std"]:
+                colour = _look(results, method)["color"]
+                axes.errorbar(
+                    megabytes, 100 * (average["mean"] or 0.0), 100 * average["std"], color=colour, elinewidth=1
+                )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set(title=setting, xlabel="MB a client sends and gets in a round")
+    panels[0].set_ylabel("mean test accuracy in %")
+    _legend(figure, results, set().union(*points.values()), _dots)
     return _save(figure, path)
 
 
