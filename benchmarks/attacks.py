@@ -54,8 +54,8 @@ from training_step import processor
 
 BOUNDS = {
     "none": DefenceConfig(),
-    "norm 2": DefenceConfig(norm_limit=2.0, rescaler_limit=10.0, sample_limit=200),
-    "norm 2, trim 0.3": DefenceConfig(norm_limit=2.0, rescaler_limit=10.0, sample_limit=200, trim=0.3),
+    "norm 2": DefenceConfig(norm_limit=2.0, rescaler_limit=10.0, sample_limit=40),
+    "norm 2, trim 0.3": DefenceConfig(norm_limit=2.0, rescaler_limit=10.0, sample_limit=40, trim=0.3),
 }
 Change = Callable[[Weights, Weights], Weights]
 """From where a training began and ended to what is sent."""

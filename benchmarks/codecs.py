@@ -102,7 +102,7 @@ def coders(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
     rows = np.pad(change, (0, -len(change) % 256)).reshape(-1, 256)
     found: dict[str, dict[str, float]] = {}
     for bits in (2, 3, 4):
-        q = _quantise(rows, bits, None)[2].reshape(-1)
+        q = _quantise(rows, len(change), bits, None)[2].reshape(-1)
         far = abs(q.astype(int)) > NEAR
         packed = _pairs(np.where(far, np.int8(-8), q))
         size = {
@@ -115,8 +115,11 @@ def coders(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
             "constriction": ans([q]) / len(q),
         }  # fmt: skip
     masks, old = up["masks"].numpy(), down["masks"].numpy()
-    classes, _ = _classes(len(masks), values, (old, held))
-    streams = [(row ^ before)[way] for row, before, ways in zip(masks, old, classes, strict=True) for way in ways]
+    streams = [
+        (row ^ before)[way]
+        for row, (before, ways) in zip(masks, _classes(len(masks), values, (old, held)), strict=True)
+        for way in ways
+    ]
     count = masks.size
     joint = [sum((masks ^ old)[i].astype(np.int64) << i for i in range(len(masks)))]
     context = sum(old[i].astype(np.int64) << i for i in range(len(old))) * 2 + (np.sign(values) == np.sign(held))

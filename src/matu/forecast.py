@@ -77,8 +77,10 @@ def _forecast(
         for site, samples in clients.items():
 
             def train(task: str, start: Weights, length: float = length) -> Weights:
-                parts = (part + length * torch.randn(part.shape, generator=draw) for part in start)
-                return Weights(*parts)
+                sizes = [float(part.square().mean().sqrt()) or 1.0 for part in start]
+                return Weights(
+                    *(p + length * s * torch.randn(p.shape, generator=draw) for p, s in zip(start, sizes, strict=True))
+                )
 
             tasks = tuple(samples)
             request = Header(

@@ -5,15 +5,16 @@ from collections.abc import Iterator, Mapping
 import pytest
 import torch
 
-from matu.config import RunConfig
+from matu.config import RunConfig, WireConfig
 from matu.errors import DataError, MatuError
 from matu.federation.checkpoint import Progress
 from matu.federation.rounds import Federation, run_rounds
 from matu.federation.transport import Failure, InProcess
 from matu.methods import Local
 from matu.methods.matu import Matu
+from matu.simulate import codecs_of
 from matu.training import Weights
-from matu.wire import Codecs, Envelope, Header, Kind, encode
+from matu.wire import Codecs, Envelope, Header, Kind, arrived, encode
 from world import tiny_problem
 
 RUN, PRINT = "ab" * 16, "cd" * 32
@@ -197,3 +198,58 @@ def test_a_round_that_nobody_answers_changes_nothing_and_the_run_goes_on() -> No
 def test_a_run_that_nobody_answers_stops() -> None:
     with pytest.raises(MatuError, match=r"nobody answered in 3 rounds in a row.*the disk of this site is gone"):
         play(federation(dict.fromkeys(CLIENTS, broken), rounds=9))
+
+
+def extreme(vector: float, rescaler: float) -> FakeSite:
+    """Sends numbers at the very limit in the first round, and honest ones later."""
+
+    class Extreme(FakeSite):
+        def __call__(self, payload: bytes) -> bytes:
+            reply = super().__call__(payload)
+            envelope = Envelope(reply)
+            parts = METHOD.uplink_parts(envelope.header.tasks)
+            if envelope.header.round > 1:
+                return reply
+            tensors = envelope.tensors(parts) | {"vector": torch.full((9,), vector)}
+            tensors |= {"rescalers": torch.full((len(envelope.header.tasks),), rescaler)}
+            return encode(envelope.header, parts, tensors, Codecs())
+
+    return Extreme("client-1")
+
+
+@pytest.mark.parametrize(("vector", "rescaler"), [(2.0**40, 1.0), (-(2.0**20), 2.0**20), (2.0**-140, 2.0**20)])
+@pytest.mark.parametrize("wire", [WireConfig(), WireConfig.exact()], ids=["default", "exact"])
+def test_a_message_at_the_limit_does_not_end_the_run(vector: float, rescaler: float, wire: WireConfig) -> None:
+    down = codecs_of(wire)[1]
+    progress, lines, _ = play(federation({"client-1": extreme(vector, rescaler)}, rounds=4, codecs=down))
+    assert [line["failures"] for line in lines] == [{}] * 4
+    for tasks in CLIENTS.values():
+        arrived(METHOD.downlink_parts(tasks), METHOD.downlink(progress.state, "", tasks), down)
+
+
+def test_losses_that_overflow_a_sum_are_refused() -> None:
+    with pytest.raises(DataError, match="finite numbers up to"):
+        FakeSite("client-1", metrics={"loss": 1.7e308})(_request())
+    _, lines, _ = play(federation({"client-1": FakeSite("client-1", metrics={"images": -5.0})}, rounds=1))
+    assert "-5 images, expected 0 or more" in lines[0]["failures"]["client-1"]
+
+
+def _request() -> bytes:
+    kept: list[bytes] = []
+
+    class Keeping(InProcess):
+        def exchange(self, payloads):
+            kept.append(payloads["client-1"])
+            yield from super().exchange(payloads)
+
+    play(federation(rounds=1, transport=Keeping({name: FakeSite(name) for name in CLIENTS})))
+    return kept[0]
+
+
+def test_a_reason_is_cut_where_it_quotes_too_much() -> None:
+    _, lines, _ = play(federation({"client-1": lambda _: broken_at_length()}, rounds=1))
+    assert len(lines[0]["failures"]["client-1"]) == 300
+
+
+def broken_at_length() -> bytes:
+    raise DataError("long " * 1000)

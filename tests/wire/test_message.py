@@ -95,9 +95,6 @@ def test_every_combination_of_codecs_comes_back(
             assert got[name].shape == tensors[name].shape
             if codec.name == "float32":
                 assert torch.equal(got[name], tensors[name])
-    assert sum(envelope.sizes(parts).values()) == len(encode(header, parts, tensors, codecs, held=held, draw=None)) or (
-        by_chance
-    )
 
 
 def test_a_mask_costs_one_bit_an_entry() -> None:
@@ -164,8 +161,8 @@ def test_what_is_no_message_is_refused_with_a_reason(payload: bytes, said: str) 
         ({"tasks": ("a", "a")}, "distinct"),
         ({"class_lists": ("2:x",)}, "1 class lists for 2 tasks"),
         ({"samples": (1,)}, "1 sample counts for 2 tasks"),
-        ({"samples": (0, 1)}, "expected 1 to"),
-        ({"samples": (1 << 32, 1)}, "expected 1 to"),
+        ({"samples": (0, 1)}, "not 1 to"),
+        ({"samples": (1 << 32, 1)}, "not 1 to"),
         ({"metrics": {"loss": float("nan")}}, "finite"),
         ({"metrics": {f"m{i}": 0.0 for i in range(17)}}, "17 metrics"),
     ],
@@ -190,7 +187,7 @@ def with_tensor(name: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tens
         (with_tensor("head/1", lambda t: t / 0), "not finite"),
         (with_tensor("rescalers", lambda t: -t), "'rescalers' goes from"),
         (with_tensor("rescalers", lambda t: t + 2**21), "expected 0 to 1.04858e\\+06"),
-        (with_tensor("vector", lambda t: t + 1e20), "'vector' goes from"),
+        (with_tensor("vector", lambda t: t + 2.0**41), "'vector' goes from"),
     ],
 )
 def test_tensors_that_are_not_those_of_the_parts_are_not_sent(tensors: dict[str, Tensor], said: str) -> None:

@@ -1,5 +1,7 @@
 """Every codec's promise: exact, or an error within its bound, whatever the numbers."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,8 @@ def numbers(seed: int, size: int, kind: str) -> np.ndarray:
     return values.astype(np.float32)
 
 
+GOLDEN = ("abaf5e11c1b87a44", "e3f1e4603037dc10")
+"""Of decoded numbers: another value here means that two versions of matu do not understand each other."""
 KINDS = ("normal", "heavy", "wide", "sparse", "zero", "equal")
 cases = given(st.integers(0, 2**32), st.integers(1, 900), st.sampled_from(KINDS))
 
@@ -35,11 +39,12 @@ def there_and_back(values: np.ndarray, codec: Numbers, held=None, draw=None) -> 
 
 def block_steps(values: np.ndarray, bits: int) -> np.ndarray:
     """By entry, a step that the codec may not exceed: the wanted one, rounded up by an eighth of an octave."""
-    rows = np.pad(values.astype(np.float64), (0, -len(values) % BLOCK)).reshape(-1, BLOCK)
-    wanted = np.maximum(np.sqrt((rows**2).mean(axis=1)) * 2 ** (2.0471 - bits), np.abs(rows).max(axis=1) / LARGEST)
+    size = len(values)
+    rows = [values[i : i + BLOCK].astype(np.float64) for i in range(0, size, BLOCK)]
+    wanted = np.array([max(np.sqrt((r**2).mean()) * 2 ** (2.0471 - bits), np.abs(r).max() / LARGEST) for r in rows])
     floor = max(wanted.max() * 2.0**-31.75, 0)
     steps = np.maximum(wanted * 2 ** (1 / 8 + 0.01), floor * 1.01)
-    return np.repeat(steps, BLOCK)[: len(values)]
+    return np.repeat(steps, BLOCK)[:size]
 
 
 @cases
@@ -170,6 +175,7 @@ def test_numbers_out_of_range_are_refused() -> None:
         ),
         (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x00\x10", "padding"),
         (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x07\x01\0\0\0\0", "form 7"),
+        (Code.QUANTISED, b"\x00\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x03\0\0\0\x01\x80\x01", "is -128"),
         (Code.CHANGE, b"\x01\x01" + bytes(8), "nothing that it is counted from"),
     ],
 )
@@ -181,3 +187,27 @@ def test_bytes_that_are_no_numbers_are_refused(code: int, data: bytes, said: str
 def test_an_unknown_codec_is_refused() -> None:
     with pytest.raises(ValueError, match="expected one of float32, bfloat16"):
         Numbers("9bit")
+
+
+@pytest.mark.parametrize("size", [1, 16, 64, 256, 260])
+def test_a_part_of_a_block_has_the_step_of_its_own_numbers(size: int) -> None:
+    draw = np.random.default_rng(size)
+    values = draw.normal(size=4000)[:size].astype(np.float32) * 3
+    last = values[(size - 1) // BLOCK * BLOCK :]
+    got = there_and_back(values, Numbers("4bit"))[-len(last) :]
+    levels = np.unique(np.abs(got[got != 0]))
+    step = np.gcd.reduce(np.rint(levels / levels.min() * 1000).astype(int)) / 1000 * levels.min() if size > 1 else None
+    wanted = np.sqrt((last.astype(np.float64) ** 2).mean()) * 2 ** (2.047 - 4)
+    assert np.abs(got - last).max() <= wanted * 0.56
+    assert step is None or len(last) < 16 or step == pytest.approx(wanted, rel=0.1)
+
+
+def test_the_bits_that_both_ends_hold_are_these() -> None:
+    values = np.linspace(-1, 1, 300, dtype=np.float32) ** 3
+    held = np.linspace(-1, 1.2, 300, dtype=np.float32)
+    code, data = write_numbers(values, Numbers("4bit"), None, None)
+    assert hashlib.sha256(read_numbers(memoryview(data), code, 300, None).tobytes()).hexdigest()[:16] == GOLDEN[0]
+    head = b"\x00\x01" + np.array([0.125, 0.75], "<f4").tobytes()
+    payload = head + b"\x00\x02\0\0\0\x00\x05" + b"\x00\x2c\x01\0\0" + bytes(i % 100 for i in range(300))
+    found = read_numbers(memoryview(payload), Code.CHANGE, 300, held)
+    assert hashlib.sha256(found.tobytes()).hexdigest()[:16] == GOLDEN[1]

@@ -52,21 +52,29 @@ def unsized(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_content_size=False).compress(data)
 
 
+def with_dictionary() -> bytes:
+    """A frame of two bytes that says it needs dictionary 7."""
+    return b"\x28\xb5\x2f\xfd" + bytes([0b00100001, 7, 2]) + b"\x11\0\0ab"
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         (framed(1, compressed(1 << 20)), "stream of 1048576 bytes, expected 2 to 2"),
         (framed(1, unsized(b"abcdefgh" * 100)), "expected 2 to 2"),
-        (framed(1, b"no frame"), "cannot be read"),
+        (framed(1, b"no frame"), "no Zstandard frame"),
         (framed(1, compressed(2)[:-1]), "cannot be read"),
         (framed(1, compressed(2) + compressed(2)), "cannot be read"),
         (framed(0, b"\0"), "1 bytes cannot hold 12 bits"),
         (framed(0, b"\0\x10"), "padding"),
         (framed(4, b""), "form 4"),
-        (framed(2, b"\x0c"), "cannot be read"),
+        (framed(2, b"\x0c"), "no Zstandard frame"),
         (framed(2, zstandard.ZstdCompressor().compress(b"\x0c")), "a bit at 12 of 12"),
         (framed(2, zstandard.ZstdCompressor().compress(b"\x00\xff")), "without an end"),
-        (framed(2, compressed(14)), "stream of 14 bytes, expected 0 to 13"),
+        (framed(2, compressed(0)), "stream of 0 bytes, expected 1 to 13"),
+        (framed(1, with_dictionary()), "dictionary 7"),
+        (framed(1, b"\x28\xb5\x2f\xfd\x80\xa8\x02\0\0\0" + bytes(30)), "window 2147483648"),
+        (framed(2, compressed(14)), "stream of 14 bytes, expected 1 to 13"),
         (memoryview(b"\0\xff\xff\xff\xff"), "4294967295 bytes expected"),
         (memoryview(b"\0"), "5 bytes expected"),
     ],

@@ -1,7 +1,7 @@
 """Bounds on what one client can do to a round, applied before anything enters a sum.
 
 With any of them a round's updates are kept until the last has arrived, as task vectors and heads in an unnamed
-temporary file: what does not fit in memory is on disk. Without, nothing of this is used.
+temporary file: what does not fit in memory is on disk, if TMPDIR is. Without, nothing of this is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
 from typing import IO
 
 import numpy as np
@@ -23,8 +23,8 @@ from matu.errors import DataError
 from matu.methods import Method, Round, State
 from matu.training import Weights
 
-BLOCK = 1 << 16
-"""Coordinates that are trimmed at a time."""
+NUMBERS = 1 << 20
+"""Coordinates times holders that are trimmed at a time."""
 
 
 @dataclass(frozen=True)
@@ -109,26 +109,27 @@ class Guard:
                            ("head", lambda k: (k.start + k.vector, k.start + k.size))):  # fmt: skip
             sizes = {one: _root_mean_square(rows[slice(*part(one))]) for one in self._kept}
             sites = {one.site for one in self._kept}
-            middle = median(median(size for one, size in sizes.items() if one.site == site) for site in sites)
+            middle = median_low(median_low(size for one, size in sizes.items() if one.site == site) for site in sites)
+            if not middle:  # most send nothing: there is no length to go by
+                continue
             limit = self.config.norm_limit * middle
             for one, size in sizes.items():
                 if size > limit:
                     rows[slice(*part(one))] *= np.float32(limit / size)
-                    self._note(
-                        one.site, f"{one.task}: {what} {size / middle if middle else math.inf:.3g} times the median"
-                    )
+                    self._note(one.site, f"{one.task}: {what} {size / middle:.3g} times the median")
 
     def _trim(self, rows: np.ndarray, kept: Sequence[_Kept]) -> None:
         """Coordinate by coordinate, put the mean of the rest in place of the largest and smallest of a task.
 
         The weighted mean over all is then that of the rest.
         """
-        cut = int(self.config.trim * len(kept))
+        cut = int(self.config.trim * len(kept) + 1e-9)  # 0.29 of 100 is 29
         if not cut:
             return
         weights = np.array([one.samples for one in kept], np.float64)
-        for first in range(0, kept[0].size, BLOCK):
-            last = min(first + BLOCK, kept[0].size)
+        block = max(1, NUMBERS // len(kept))
+        for first in range(0, kept[0].size, block):
+            last = min(first + block, kept[0].size)
             values = np.stack([rows[one.start + first : one.start + last] for one in kept]).astype(np.float64)
             order = np.argsort(values, axis=0, kind="stable")
             inner = np.zeros(values.shape, bool)

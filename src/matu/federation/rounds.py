@@ -20,6 +20,8 @@ from matu.methods import Method, State
 from matu.seeds import stream
 from matu.wire import Codecs, Envelope, Header, encode
 
+LONGEST_REASON = 300
+"""Characters of a reason that are kept: it may quote what somebody sent."""
 SILENT_ROUNDS = 3
 """Rounds in a row that nobody answers, after which a run stops."""
 
@@ -133,7 +135,7 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
             break
         site, reply = arrived
         if isinstance(reply, Failure):
-            failures[site] = f"{reply.code}: {reply.reason}"
+            failures[site] = f"{reply.code}: {reply.reason}"[:LONGEST_REASON]
             continue
         uplink += len(reply)
         totals.messages_up += 1
@@ -141,7 +143,7 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
             update, tensors, sizes = open_update(federation, number, site, reply, payloads[site])
             gathering.add(site, update.tasks, update.samples, tensors)
         except ValueError as error:  # of a message: its sender is left out, the round goes on
-            failures[site] = f"message: {error}"
+            failures[site] = f"message: {error}"[:LONGEST_REASON]
             count_bytes(totals.uplink, {"refused": len(reply)})
             continue
         count_bytes(totals.uplink, sizes)
@@ -202,6 +204,8 @@ def open_update(
     for name, value in expected.items():
         if getattr(update, name) != value:
             raise DataError(f"{name} {getattr(update, name)!r}, expected {value!r}")
+    if update.metrics.get("images", 0) < 0:
+        raise DataError(f"metrics: {update.metrics['images']:.6g} images, expected 0 or more")
     if not update.samples:
         raise DataError(f"no sample counts, expected one for each of {len(tasks)} tasks")
     held = Envelope(request).tensors(method.downlink_parts(tasks))  # as the site holds it: changes are counted from it

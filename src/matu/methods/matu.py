@@ -21,7 +21,7 @@ from matu.methods.base import Local, Means, Method, Problem, State, adapter_part
 from matu.methods.per_task_fedavg import plain
 from matu.training import Weights
 from matu.vectors import RoundAccumulator, Unified, transfer, unify
-from matu.wire import Kind, Part
+from matu.wire import MAX_RESCALER, Kind, Part
 
 
 class Matu(Method):
@@ -89,9 +89,12 @@ class Matu(Method):
 
 
 def pack(weights: Mapping[str, Weights]) -> dict[str, Tensor]:
-    """Unify: vector, rescalers, masks, heads. A single task's mask is the support of its vector and not kept."""
+    """Unify: vector, rescalers, masks, heads. A single task's mask is the support of its vector and not kept.
+
+    A rescaler has no bound where a task disagrees almost everywhere; beyond that of a message it is cut.
+    """
     unified = unify(torch.stack([w.vector for w in weights.values()]))
-    tensors = {"vector": unified.vector, "rescalers": unified.rescalers}
+    tensors = {"vector": unified.vector, "rescalers": unified.rescalers.clamp(max=MAX_RESCALER)}
     if len(weights) > 1:
         tensors["masks"] = unified.masks
     return tensors | {f"head/{task}": w.head for task, w in weights.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ FORMAT = 2
 MAX_TEXT_BYTES = 255
 MAX_TASKS = 4096
 MAX_METRICS = 16
+MAX_METRIC = 2.0**53
 MAX_SAMPLES = (1 << 32) - 1
 MAX_ROUND = (1 << 32) - 1
 KINDS = ("train", "update")
@@ -81,14 +81,17 @@ class Header:
             (bool(_RUN.fullmatch(self.run)), f"run {self.run!r}, expected 32 hex digits"),
             (bool(_FINGERPRINT.fullmatch(self.fingerprint)), f"fingerprint {self.fingerprint!r}, not 64 hex digits"),
             (0 < self.round <= MAX_ROUND, f"round {self.round}, expected 1 to {MAX_ROUND}"),
-            (not bad, f"names {bad}: expected 1 to {MAX_TEXT_BYTES} bytes of printable text"),
+            (not bad, f"names {bad[:3]}: expected 1 to {MAX_TEXT_BYTES} bytes of printable text"),
             (0 < count <= MAX_TASKS, f"{count} tasks, expected 1 to {MAX_TASKS}"),
-            (len(set(self.tasks)) == count, f"tasks {self.tasks}, expected distinct names"),
+            (len(set(self.tasks)) == count, "tasks: expected distinct names"),
             (len(self.class_lists) in (0, count), f"{len(self.class_lists)} class lists for {count} tasks"),
             (len(self.samples) in (0, count), f"{len(self.samples)} sample counts for {count} tasks"),
-            (all(0 < n <= MAX_SAMPLES for n in self.samples), f"samples {self.samples}, expected 1 to {MAX_SAMPLES}"),
+            (all(0 < n <= MAX_SAMPLES for n in self.samples), f"samples {self.samples[:3]}, not 1 to {MAX_SAMPLES}"),
             (len(self.metrics) <= MAX_METRICS, f"{len(self.metrics)} metrics, expected at most {MAX_METRICS}"),
-            (all(map(math.isfinite, self.metrics.values())), f"metrics {dict(self.metrics)}, expected finite numbers"),
+            (
+                all(abs(value) <= MAX_METRIC for value in self.metrics.values()),
+                f"metrics {dict(self.metrics)}, expected finite numbers up to {MAX_METRIC:.4g} in magnitude",
+            ),
         ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ difference from that mask.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntEnum
 
 import numpy as np
@@ -33,10 +34,9 @@ def write_masks(masks: np.ndarray, *, coded: bool, vector: np.ndarray, held: Hel
     """bool [k, d] as bytes; `vector` float32 [d] is theirs, as the other end will read it."""
     if not coded:
         return Form.PACKED, pack(masks)
-    classes, before = _classes(len(masks), vector, held)
     streams = [
         write_bits((row ^ old)[members])
-        for row, old, ways in zip(masks, before, classes, strict=True)
+        for row, (old, ways) in zip(masks, _classes(len(masks), vector, held), strict=True)
         for members in ways
     ]
     return Form.CODED if held is None else Form.FLIPS, b"".join(streams)
@@ -53,9 +53,8 @@ def read_masks(
     elif form in (Form.CODED, Form.FLIPS):
         if form == Form.FLIPS and held is None:
             raise DataError("flips, but no masks that they are counted from")
-        classes, before = _classes(k, vector, held if form == Form.FLIPS else None)
         masks = np.zeros((k, d), bool)
-        for row, old, ways in zip(masks, before, classes, strict=True):
+        for row, (old, ways) in zip(masks, _classes(k, vector, held if form == Form.FLIPS else None), strict=True):
             for members in ways:
                 row[members] = read_bits(reader, len(members)) ^ old[members]
     else:
@@ -64,12 +63,22 @@ def read_masks(
     return masks
 
 
-def _classes(count: int, vector: np.ndarray, held: Held | None) -> tuple[list[list[np.ndarray]], np.ndarray]:
-    """By task, the positions of each class; and the masks that both ends hold, or zeros."""
-    live = vector != 0
+def _classes(count: int, vector: np.ndarray, held: Held | None) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Task by task: its mask as both ends hold it, or zeros; and the positions of each class, ascending."""
+    signs = _signs(vector)
+    live = signs != 0
     if held is None:
-        return [[np.flatnonzero(live)]] * count, np.zeros((count, len(vector)), bool)
+        alone = np.zeros(len(vector), bool), [np.flatnonzero(live)]
+        yield from (alone for _ in range(count))
+        return
     masks, before = held
-    kept = np.sign(vector) == np.sign(before)
+    kept = signs == _signs(before)
     sides = [live & kept, live & ~kept]
-    return [[np.flatnonzero(side & way) for way in (row, ~row) for side in sides] for row in masks], masks
+    for row in masks:
+        yield row, [np.flatnonzero(side & way) for way in (row, ~row) for side in sides]
+
+
+def _signs(vector: np.ndarray) -> np.ndarray:
+    """int8 -1, 0 or 1, from the bits: also right where a machine takes subnormal numbers for zeros."""
+    bits = np.ascontiguousarray(vector, np.float32).view(np.int32)
+    return np.where(bits & 0x7FFFFFFF == 0, 0, (bits >> 31) | 1).astype(np.int8)

@@ -25,8 +25,9 @@ from matu.wire.streams import Reader
 CHECKSUM_BYTES = 16
 MAX_RESCALER = float(1 << 20)
 """Larger ones are refused: an honest one is the ratio of two sums of magnitudes."""
-MAX_NUMBER = 2.0**64
-"""Larger ones are refused: sums of them, times rescalers, would leave float32."""
+MAX_NUMBER = {"train": 2.0**64, "update": 2.0**40}
+"""Larger ones are refused. An update's numbers count with its largest rescaler: a server's means of them, and what it
+makes of means, then stay within what a downlink may hold."""
 _COUNT = struct.Struct("<H")
 _PART = struct.Struct("<BI")
 
@@ -75,7 +76,7 @@ def encode(
     DataError
         For tensors that are not those of the parts, or not finite.
     """
-    chunks = _chunks(parts, tensors, codecs, held or {}, draw)
+    chunks = _chunks(parts, tensors, codecs, held or {}, draw, header.kind)
     body: list[bytes | memoryview] = [write_header(header), _COUNT.pack(len(parts))]
     for code, data in chunks:
         body += [_PART.pack(code, len(data)), data]
@@ -90,9 +91,10 @@ def arrived(
     *,
     held: Mapping[str, Tensor] | None = None,
     draw: np.random.Generator | None = None,
+    kind: str = "train",
 ) -> dict[str, Tensor]:
-    """What the other end reads of these tensors; arguments as for `encode`."""
-    return _opened(parts, _chunks(parts, tensors, codecs, held or {}, draw), held or {})
+    """What the other end reads of these tensors in a message of a kind; arguments as for `encode`."""
+    return _opened(parts, _chunks(parts, tensors, codecs, held or {}, draw, kind), held or {}, kind)
 
 
 class Envelope:
@@ -143,7 +145,7 @@ class Envelope:
         DataError
             Naming the part that cannot be what it should be.
         """
-        return _opened(parts, self._matched(parts), held or {})
+        return _opened(parts, self._matched(parts), held or {}, self.header.kind)
 
     def sizes(self, parts: Sequence[Part]) -> dict[str, int]:
         """Bytes by what they are for: vectors, masks, heads, rescalers, and the header (all the rest)."""
@@ -170,27 +172,27 @@ Chunk = tuple[int, bytes | memoryview]
 
 def _chunks(
     parts: Sequence[Part], tensors: Mapping[str, Tensor], codecs: Codecs, held: Mapping[str, Tensor],
-    draw: np.random.Generator | None,
+    draw: np.random.Generator | None, kind: str,
 ) -> list[Chunk]:  # fmt: skip
-    _check(parts, tensors)
+    values = _checked(parts, tensors, kind)
     chunks: list[Chunk] = []
     read: dict[str, np.ndarray] = {}
     for part in parts:
-        values = tensors[part.name].detach().cpu().contiguous().numpy()
-        code, data = _write(part, values, codecs, read, held, draw)
+        code, data = _write(part, values[part.name], codecs, read, held, draw)
         if any(other.of == part.name for other in parts):  # masks are coded beside the vector as it arrives
             read[part.name] = read_numbers(memoryview(data), code, part.size, _held(part, held))
         chunks.append((code, data))
     return chunks
 
 
-def _opened(parts: Sequence[Part], chunks: Sequence[Chunk], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _opened(parts: Sequence[Part], chunks: Sequence[Chunk], held: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
     read: dict[str, np.ndarray] = {}
     for part, (code, data) in zip(parts, chunks, strict=True):
         try:
             read[part.name] = _read(part, code, memoryview(data), read, held).reshape(part.shape)
         except DataError as error:
             raise DataError(f"message part '{part.name}': {error}") from error
+    _check_ranges(parts, read, kind)
     return {name: torch.from_numpy(values) for name, values in read.items()}
 
 
@@ -198,17 +200,40 @@ def _checksum(body: bytes | memoryview) -> bytes:
     return hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest()
 
 
-def _check(parts: Sequence[Part], tensors: Mapping[str, Tensor]) -> None:
+def _checked(parts: Sequence[Part], tensors: Mapping[str, Tensor], kind: str) -> dict[str, np.ndarray]:
+    """The tensors as arrays; DataError unless they are those of the parts."""
     names = [part.name for part in parts]
     if set(names) != set(tensors):
         raise DataError(f"message holds tensors {sorted(tensors)}, expected {sorted(names)}")
+    values: dict[str, np.ndarray] = {}
     for part in parts:
         found, wanted = tensors[part.name], torch.bool if part.kind == Kind.MASKS else torch.float32
         if found.dtype != wanted or tuple(found.shape) != part.shape:
             raise DataError(f"'{part.name}' is {found.dtype} {list(found.shape)}, expected {wanted} {list(part.shape)}")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise DataError(f"'{part.name}' has entries that are not finite")
-        _check_range(part, found.numpy())
+        values[part.name] = found.detach().cpu().contiguous().numpy()
+    _check_ranges(parts, values, kind)
+    return values
+
+
+def _check_ranges(parts: Sequence[Part], values: Mapping[str, np.ndarray], kind: str) -> None:
+    """Rescalers from 0 to MAX_RESCALER; no number, times the largest rescaler of an update, beyond MAX_NUMBER."""
+    times = 1.0
+    for part in parts:
+        if part.kind == Kind.RESCALERS:
+            low, high = float(values[part.name].min()), float(values[part.name].max())
+            if low < 0 or high > MAX_RESCALER:
+                raise DataError(f"'{part.name}' goes from {low:.6g} to {high:.6g}, expected 0 to {MAX_RESCALER:.6g}")
+            times = max(high, 1.0) if kind == "update" else 1.0
+    for part in parts:
+        if part.kind in (Kind.VECTOR, Kind.HEAD) and part.size:
+            low, high = float(values[part.name].min()), float(values[part.name].max())
+            if times * max(-low, high) > MAX_NUMBER[kind]:
+                rescaled = f", times rescalers up to {times:.6g}," if times > 1 else ""
+                raise DataError(
+                    f"'{part.name}' goes from {low:.6g} to {high:.6g}{rescaled} expected at most {MAX_NUMBER[kind]:.6g}"
+                )
 
 
 def _write(
@@ -230,18 +255,7 @@ def _read(
         return read_masks(data, code, part.shape, read[part.of], _held_masks(part, held))
     if part.kind == Kind.RESCALERS and code != Code.FLOAT32:
         raise DataError(f"code {code}, rescalers are always float32")
-    found = read_numbers(data, code, part.size, _held(part, held))
-    _check_range(part, found)
-    return found
-
-
-def _check_range(part: Part, found: np.ndarray) -> None:
-    if part.kind == Kind.MASKS or not found.size:
-        return
-    least, most = (0.0, MAX_RESCALER) if part.kind == Kind.RESCALERS else (-MAX_NUMBER, MAX_NUMBER)
-    low, high = float(found.min()), float(found.max())
-    if low < least or high > most:
-        raise DataError(f"'{part.name}' goes from {low:.6g} to {high:.6g}, expected {least:.6g} to {most:.6g}")
+    return read_numbers(data, code, part.size, _held(part, held))
 
 
 def _held(part: Part, held: Mapping[str, Tensor]) -> np.ndarray | None:

@@ -27,11 +27,16 @@ _FEW = 0.01
 and lose nothing where one alone would be worth less than a bit."""
 _ZERO = 255
 """The step of a block of zeros."""
-_OCTAVES = np.float32(2) ** (-np.arange(_ZERO, dtype=np.float32) / 8)
-_STEPS = np.append(np.ldexp(_OCTAVES[:8][np.arange(_ZERO) % 8], -(np.arange(_ZERO) // 8)), 0).astype(np.float32)
+_EIGHTHS = (0x3F800000, 0x3F6AC0C7, 0x3F5744FD, 0x3F45672A, 0x3F3504F3, 0x3F25FED7, 0x3F1837F0, 0x3F0B95C2)
+"""2^(-i/8) for i from 0 to 7, the bits of the nearest float32: the same on any machine."""
+_STEPS = np.append(
+    np.ldexp(np.array(_EIGHTHS, np.uint32).view(np.float32)[np.arange(_ZERO) % 8], -(np.arange(_ZERO) // 8)), 0
+).astype(np.float32)
 """float32 [256]: the steps, relative to the largest."""
 _TINY = 2.0**-90
 """A part whose steps would all be smaller (its numbers below 2^-83) is sent as zeros: its steps would leave float32."""
+_NOTHING = np.float32(2.0**-100)
+"""Sums below this read as 0: a machine that flushes subnormal numbers must find the same zeros."""
 _GAUSSIAN = math.log2(math.sqrt(2 * math.pi * math.e))
 _HEAD = struct.Struct("<BBff")
 
@@ -97,9 +102,11 @@ def write_numbers(
         change = values - np.float32(factor) * held
         factor, values = (factor, change) if np.isfinite(change).all() else (0.0, values)
     code = Code.CHANGE if codec.change and held is not None else Code.QUANTISED
-    block = len(values) if codec.name == "ternary" else BLOCK
+    block = max(len(values), 1) if codec.name == "ternary" else BLOCK
     rows = np.pad(values, (0, -len(values) % block)).reshape(-1, block)
-    largest, steps, q = _ternary(rows) if codec.name == "ternary" else _quantise(rows, int(codec.name[0]), draw)
+    largest, steps, q = (
+        _ternary(rows) if codec.name == "ternary" else _quantise(rows, len(values), int(codec.name[0]), draw)
+    )
     whole = q.reshape(-1)[: len(values)]
     far = (whole > NEAR) | (whole < -NEAR)
     pairs = bool(np.count_nonzero(far) <= _FEW * len(whole))
@@ -140,15 +147,23 @@ def _read_quantised(reader: Reader, size: int, held: np.ndarray | None, code: in
     steps = np.frombuffer(read_bytes(reader, count), np.uint8)
     q = _unpair(reader, size) if pairs else np.frombuffer(read_bytes(reader, size), np.int8)
     scales = np.repeat(_STEPS[steps] * np.float32(largest), block)[:size]
+    if not pairs and (q == -LARGEST - 1).any():
+        raise DataError("a quantised number is -128, expected -127 to 127")
     with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32 is refused with its value
         values = q.astype(np.float32) * scales
-        return values if held is None else np.float32(factor) * held + values
+        if held is not None:
+            values += np.float32(factor) * held
+            values[np.abs(values) < _NOTHING] = 0
+    return values
 
 
-def _quantise(rows: np.ndarray, bits: int, draw: np.random.Generator | None) -> tuple[float, np.ndarray, np.ndarray]:
-    """float32 [m, 256] -> the largest step, each block's index below it, and q int8 [m, 256]."""
+def _quantise(
+    rows: np.ndarray, size: int, bits: int, draw: np.random.Generator | None
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """float32 [m, 256], zeros behind `size` numbers -> largest step, index below it by block, q int8 [m, 256]."""
     largest_entry = np.abs(rows).max(axis=1)
-    mean_square = np.einsum("ij,ij->i", rows, rows, dtype=np.float64) / rows.shape[1]
+    counts = np.minimum(size - BLOCK * np.arange(len(rows)), BLOCK)
+    mean_square = np.einsum("ij,ij->i", rows, rows, dtype=np.float64) / counts
     wanted = np.maximum(np.sqrt(mean_square) * 2.0 ** (_GAUSSIAN - bits), largest_entry.astype(np.float64) / LARGEST)
     top = float(np.float32(wanted.max(initial=0.0) * (1 + 2.0**-20)))  # rounding must not make it smaller
     if top < _TINY:
@@ -175,8 +190,9 @@ def _ternary(rows: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
 
 def _factor(values: np.ndarray, held: np.ndarray) -> float:
     """About the multiple of `held` that is nearest to `values`, float32; it travels, so rounding does not matter."""
-    there = float(np.dot(held, held))
-    factor = float(np.float32(np.dot(values, held) / there)) if there > 0 else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        there = float(np.dot(held, held))
+        factor = float(np.float32(np.dot(values, held) / there)) if there > 0 else 0.0
     return factor if math.isfinite(factor) else 0.0
 
 

@@ -44,6 +44,10 @@ class Part:
     against: str = ""
     of: str = ""
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"part '{self.name}': shape {self.shape}, expected at least one entry")
+
     @property
     def size(self) -> int:
         """How many entries."""

@@ -9,6 +9,7 @@ import zstandard
 
 from matu.errors import DataError
 
+_FRAME = b"\x28\xb5\x2f\xfd"
 _LENGTH = struct.Struct("<BI")
 _ENTROPY_ALONE = zstandard.ZstdCompressionParameters(
     strategy=zstandard.STRATEGY_FAST, window_log=17, hash_log=6, chain_log=6, search_log=1, min_match=7,
@@ -74,7 +75,8 @@ def write_bits(bits: np.ndarray) -> bytes:
     rare = min(ones, len(bits) - ones)
     if rare < _SPARSE * len(bits):
         inverted = ones > len(bits) - ones
-        return _framed(GAPS_ZERO if inverted else GAPS_ONE, _compress(_gaps(~bits if inverted else bits)))
+        gaps = _gaps(~bits if inverted else bits)
+        return _framed(GAPS_ZERO if inverted else GAPS_ONE, _compress(gaps) if gaps else b"")
     return write_bytes(pack(bits))
 
 
@@ -84,7 +86,7 @@ def read_bits(reader: Reader, count: int) -> np.ndarray:
         return np.zeros(0, bool)
     form, data = _unframed(reader)
     if form in (GAPS_ONE, GAPS_ZERO):
-        bits = _from_gaps(_decompress(data, 0, count + 1), count)
+        bits = _from_gaps(_decompress(data, 1, count + 1) if len(data) else b"", count)
         return ~bits if form == GAPS_ZERO else bits
     if form not in (RAW, ZSTD):
         raise DataError(f"form {form} of a bit stream, expected 0 to 3")
@@ -146,13 +148,17 @@ def _compress(data: bytes) -> bytes:
 
 
 def _decompress(data: memoryview, least: int, most: int) -> bytes:
-    """One whole Zstandard frame that says its size, between `least` and `most` bytes: looked at before any is made."""
+    """One whole Zstandard frame that says its size, between `least` >= 1 and `most`: looked at before any is made."""
+    if data[:4] != _FRAME:
+        raise DataError(f"{len(data)} bytes that are no Zstandard frame")
     try:
         frame = zstandard.get_frame_parameters(data)
         if not least <= frame.content_size <= most:  # an unknown size reads as 2^64 - 1
             raise DataError(f"a compressed stream of {frame.content_size} bytes, expected {least} to {most}")
-        if frame.dict_id or frame.window_size > max(most, 1 << 10) * 2:
+        if frame.dict_id or frame.window_size > 2 * most + (1 << 10):
             raise DataError(f"a compressed stream with dictionary {frame.dict_id} and window {frame.window_size}")
+        if len(data) > most + most // 64 + 64:
+            raise DataError(f"{len(data)} bytes for {frame.content_size} in a compressed stream")
         return bytes(zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False))
     except zstandard.ZstdError as error:
         raise DataError(f"a compressed stream cannot be read ({error})") from error
