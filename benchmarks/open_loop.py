@@ -1,6 +1,6 @@
 """What each codec does to the messages of one run: bytes, and accuracy where nothing else changes.
 
-python benchmarks/open_loop.py --run FOLDER --out FILE [--images 500] [--data-root …] [--models-root …] [--cache …]
+python benchmarks/open_loop.py --run FOLDER --out FILE [--figure PNG] [--images 500]
 
 FOLDER is a stopped run of matu, with config.toml and checkpoint. Its next round is played once, exactly, by all
 clients; each row then codes the same messages. Down: the downlinks of the state, coded; accuracy is what clients get of
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
 from matu.config import RunConfig, read_config
@@ -44,14 +45,17 @@ def codecs(vectors: str, heads: str, *, change: bool = False, masks: bool = True
 
 DOWN = {
     "float32, packed masks (the paper's)": EXACT,
-    "float32, coded masks": codecs("float32", "float32"),
     "bfloat16": codecs("bfloat16", "bfloat16"),
     **{f"{n}bit, heads 8bit": codecs(f"{n}bit", "8bit") for n in (8, 6, 5, 4, 3, 2)},
     "6bit, heads 6bit": codecs("6bit", "6bit"),
     "6bit, heads 4bit": codecs("6bit", "4bit"),
     "ternary, heads 8bit": codecs("ternary", "8bit"),
 }
-UP = DOWN | {
+UP = {
+    **{
+        name: DOWN[name]
+        for name in ("float32, packed masks (the paper's)", "bfloat16", "8bit, heads 8bit", "4bit, heads 8bit")
+    },
     **{f"{n}bit change, heads 8bit": codecs(f"{n}bit", "8bit", change=True) for n in (8, 4, 3, 2)},
     **{f"{n}bit change, heads 4bit": codecs(f"{n}bit", "4bit", change=True) for n in (4, 3, 2)},
     "ternary change, heads 4bit": codecs("ternary", "4bit", change=True),
@@ -169,15 +173,41 @@ def _means(sizes: list[dict[str, int]]) -> dict[str, float]:
     return found | {"total": sum(found.values())}
 
 
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Change of accuracy over bytes, a panel a direction."""
+    figure = Figure(figsize=(13, 6), layout="constrained")
+    for axes, way in zip(figure.subplots(1, 2, sharey=True), ("down", "up"), strict=True):
+        rows = {
+            name.removeprefix(f"{way}, "): row for name, row in found["rows"].items() if name.startswith(f"{way}, ")
+        }
+        exact = next(iter(rows.values()))["mean_accuracy"]
+        for name, row in rows.items():
+            colour = "#0072B2" if name.startswith("a task") else "#009E73" if "change" in name else "#D55E00"
+            x, y = row["bytes"]["total"] / 1e3, 100 * (row["mean_accuracy"] - exact)
+            axes.plot(x, max(y, -3.0), "o" if y > -3 else "v", color=colour)
+            text = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "rotation": 35, "color": colour}
+            axes.annotate(name, (x, max(y, -3.0)), **text)
+        axes.axhline(0, color="#999999", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set(title=way, xlabel="kB of a client's message", ylim=(-3.2, 2.0))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("change of the mean accuracy, in points (triangles: -3 or less)")
+    figure.savefig(path, dpi=140, metadata={"Software": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--run", type=Path, help="without it the figure alone is drawn")
+    parser.add_argument("--figure", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--data-root", type=Path, default=os.environ.get("MATU_DATA"))
     parser.add_argument("--models-root", type=Path, default=os.environ.get("MATU_MODELS"))
     parser.add_argument("--cache", type=Path, default=os.environ.get("MATU_CACHE") or default_cache_dir())
     asked = parser.parse_args()
+    if not asked.run:
+        draw(json.loads(asked.out.read_text()), asked.figure)
+        return
     roots = Roots(*(Path(one) if one else None for one in (asked.data_root, asked.models_root)), Path(asked.cache))
     run = Run(asked.run, roots)
     rows: dict[str, Any] = json.loads(asked.out.read_text())["rows"] if asked.out.is_file() else {}
