@@ -1,9 +1,19 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 
-from matu.bench.plan import Comparison, comparison_of, differences, parse_spec, read_comparison, with_options
-from matu.config import FederationConfig, MachineConfig, RunConfig, TrainingConfig
+from matu.bench.plan import (
+    Comparison,
+    comparison_of,
+    differences,
+    load_saved,
+    parse_spec,
+    read_comparison,
+    with_options,
+)
+from matu.config import FederationConfig, MachineConfig, RunConfig, TrainingConfig, WireConfig
 from matu.errors import ConfigError
 from matu.methods import method_names
 
@@ -198,3 +208,22 @@ def test_only_some_settings_may_be_run() -> None:
     assert {c.setting for c in comparison.tuning_cells()} == {"many"}, "rates are tuned in the same form for all"
     with pytest.raises(ConfigError, match="settings few: expected some of single, many"):
         Comparison(BASE, only=("few",)).check()
+
+
+def test_a_comparison_saved_before_an_option_was_there_goes_on(tmp_path: Path) -> None:
+    exact = replace(BASE, wire=WireConfig.exact())
+    table = Comparison(exact).table()
+    older = {name: section for name, section in table.items() if name not in ("wire", "defence")}
+    (tmp_path / "compare.toml").write_text(tomli_w.dumps(older))
+    saved = load_saved(tmp_path / "compare.toml")
+    assert saved is not None
+    assert not differences(saved, table)
+    assert any(said.startswith("uplink: 'float32' there") for said in differences(saved, Comparison(BASE).table()))
+
+
+def test_cells_keep_their_names_when_messages_are_exact() -> None:
+    # the folders of committed results: their hashes were made before there were codecs
+    pilot = read_comparison(Path(__file__).parents[2] / "configs" / "real8-pilot.toml")
+    folders = {cell.folder for cell in pilot.cells(dict.fromkeys(pilot.tuned(), 1e-3))}
+    there = Path(__file__).parents[2] / "docs" / "results" / "real8" / "pilot" / "cells"
+    assert folders == {path.name for path in there.iterdir()}

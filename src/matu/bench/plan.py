@@ -326,7 +326,12 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 
 def load_saved(path: Path) -> dict[str, Any] | None:
-    """The table of the comparison that a folder holds, or None; older ones had messages in the exact form alone."""
+    """The table of the comparison that a folder holds, or None.
+
+    Options that were not there when it was saved are as all runs were then: at their defaults, messages exact.
+    """
     if not path.is_file():
         return None
-    return {"wire": dataclasses.asdict(WireConfig.exact())} | tomllib.loads(path.read_text(encoding="utf-8"))
+    saved = tomllib.loads(path.read_text(encoding="utf-8"))
+    older = config_table(RunConfig(wire=WireConfig.exact()))
+    return saved | {section: options | saved.get(section, {}) for section, options in older.items()}
