@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from safetensors.torch import load_file, save_file
 
 from matu.config import RunConfig, read_config
@@ -174,24 +176,33 @@ def _means(sizes: list[dict[str, int]]) -> dict[str, float]:
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Change of accuracy over bytes, a panel a direction."""
-    figure = Figure(figsize=(13, 6), layout="constrained")
+    """Change of accuracy over bytes, a panel a direction; numbers are bits of vectors / heads."""
+    families = {"a task": ("#0072B2", "s"), "change": ("#009E73", "^"), "unified": ("#D55E00", "o")}
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axes, way in zip(figure.subplots(1, 2, sharey=True), ("down", "up"), strict=True):
         rows = {
             name.removeprefix(f"{way}, "): row for name, row in found["rows"].items() if name.startswith(f"{way}, ")
         }
         exact = next(iter(rows.values()))["mean_accuracy"]
         for name, row in rows.items():
-            colour = "#0072B2" if name.startswith("a task") else "#009E73" if "change" in name else "#D55E00"
+            colour, marker = next(look for family, look in families.items() if family in name or family == "unified")
+            words = re.findall(r"float32|bfloat16|ternary|\d(?=bit)", name)
+            short = "/".join({"float32": "32", "bfloat16": "16", "ternary": "t"}.get(word, word) for word in words)
             x, y = row["bytes"]["total"] / 1e3, 100 * (row["mean_accuracy"] - exact)
-            axes.plot(x, max(y, -3.0), "o" if y > -3 else "v", color=colour)
-            text = {"xytext": (3, 3), "textcoords": "offset points", "fontsize": 7, "rotation": 35, "color": colour}
-            axes.annotate(name, (x, max(y, -3.0)), **text)
+            axes.plot(x, max(y, -3.0), marker if y > -3 else "v", color=colour, markersize=5)
+            below = {"xytext": (0, 6 if marker == "^" else -12), "textcoords": "offset points"}
+            axes.annotate(short, (x, max(y, -3.0)), **below, fontsize=7, ha="center", color=colour)
         axes.axhline(0, color="#999999", linewidth=0.8)
         axes.set_xscale("log")
-        axes.set(title=way, xlabel="kB of a client's message", ylim=(-3.2, 2.0))
+        axes.set(title=way, xlabel="kB of a client's message", ylim=(-3.4, 2.0))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("change of the mean accuracy, in points (triangles: -3 or less)")
+    figure.axes[0].set_ylabel("change of mean accuracy in points (at -3: or less)")
+    names = {"unified": "one unified vector", "change": "the same, as a change", "a task": "a vector a task"}
+    handles = [
+        Line2D([], [], linestyle="none", color=families[one][0], marker=families[one][1], label=names[one])
+        for one in names
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(path, dpi=140, metadata={"Software": None})
 
 

@@ -28,7 +28,7 @@ def test_the_footer_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str]
     print_result(result(2), Path("out"))
     lines = capsys.readouterr().out.splitlines()
     assert "worst client: client-0, 71.5 % (delivered, mean of its 2 tasks: task-0, task-1)" in lines
-    assert "per client and round: 0.40 MB up, 0.40 MB down" in lines
+    assert "per client and round: 400 kB up, 400 kB down" in lines
     counted = "uplink as the paper counts it: 1.62 Mbit (32 bits a number, 1 a mask entry, times participation)"
     assert counted in lines
     assert max(map(len, lines)) <= 100

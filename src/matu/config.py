@@ -118,11 +118,11 @@ Number = Literal["float32", "bfloat16", "8bit", "7bit", "6bit", "5bit", "4bit", 
 class WireConfig:
     """How messages are coded (docs/wire.md): float32 and packed masks are exact, and the paper's form."""
 
-    uplink: Number = "4bit"
+    uplink: Number = "3bit"
     """Adapters, site to server: exact, rounded, or so many bits a number; ternary is -1, 0 or 1 times one scale."""
-    downlink: Number = "8bit"
+    downlink: Number = "5bit"
     """Adapters, server to site."""
-    uplink_heads: Number = "8bit"
+    uplink_heads: Number = "4bit"
     """Heads, site to server."""
     downlink_heads: Number = "8bit"
     """Heads, server to site."""

@@ -130,8 +130,8 @@ def _footer(result: Mapping[str, Any]) -> list[str]:
     ]
     if result["rounds"]:
         lines += [
-            f"per client and round: {sent['uplink_per_client_round'] / 1e6:.2f} MB up, "
-            f"{sent['downlink_per_client_round'] / 1e6:.2f} MB down",
+            f"per client and round: {sent['uplink_per_client_round'] / 1e3:,.0f} kB up, "
+            f"{sent['downlink_per_client_round'] / 1e3:,.0f} kB down",
             f"uplink as the paper counts it: {result['paper_mbits']:.2f} Mbit "
             "(32 bits a number, 1 a mask entry, times participation)",
         ]
