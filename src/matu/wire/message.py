@@ -91,10 +91,9 @@ def arrived(
     *,
     held: Mapping[str, Tensor] | None = None,
     draw: np.random.Generator | None = None,
-    kind: str = "train",
 ) -> dict[str, Tensor]:
-    """What the other end reads of these tensors in a message of a kind; arguments as for `encode`."""
-    return _opened(parts, _chunks(parts, tensors, codecs, held or {}, draw, kind), held or {}, kind)
+    """What a site reads of these tensors in a downlink; arguments as for `encode`."""
+    return _opened(parts, _chunks(parts, tensors, codecs, held or {}, draw, "train"), held or {}, "train")
 
 
 class Envelope:
