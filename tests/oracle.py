@@ -4,7 +4,7 @@ Sums are exact (`fsum`, `Fraction`) and rounded once, so that a sign is never a 
 """
 
 from fractions import Fraction
-from math import fsum
+from math import exp, fsum, inf, log
 
 
 def sgn(x):
@@ -146,3 +146,38 @@ def transfer(tau_hats, m_hats, top_k=3, threshold=0.5, rule="average"):
 def downlink(tasks, task_vectors, held):
     """Unification of {τ^t : t ∈ T_n} for a client that holds the tasks `held`."""
     return unify([task_vectors[tasks.index(task)] for task in held])
+
+
+def row_means(changes, samples):
+    """MaTU+: Σ samples · change over the clients whose row is not zero, over their samples; changes as lists of rows."""
+    rows = []
+    for c in range(len(changes[0])):
+        with_class = [n for n in range(len(changes)) if any(x != 0 for x in changes[n][c])]
+        total = sum(samples[n] for n in with_class)
+        row = []
+        for j in range(len(changes[0][c])):
+            found = sum((Fraction(samples[n]) * Fraction(changes[n][c][j]) for n in with_class), Fraction(0))
+            row.append(float(found / total) if total else 0.0)
+        rows.append(row)
+    return rows
+
+
+def step(adapter, speed, change, eta, beta):
+    """MaTU+: speed ← β speed + change; adapter ← adapter + η speed, on flat lists."""
+    speed = [beta * s + c for s, c in zip(speed, change, strict=True)]
+    return [a + eta * s for a, s in zip(adapter, speed, strict=True)], speed
+
+
+def log_shares(labels, classes):
+    """MaTU+: log n_c / n by class, minus infinity for a class without images."""
+    counts = [sum(1 for label in labels if label == c) for c in range(classes)]
+    return [log(count / len(labels)) if count else -inf for count in counts]
+
+
+def balanced_loss(logits, labels, shares):
+    """MaTU+: mean over images of −log softmax(logit + log share)[label]; logits as lists of rows."""
+    losses = []
+    for row, label in zip(logits, labels, strict=True):
+        terms = [exp(x + s) for x, s in zip(row, shares, strict=True)]
+        losses.append(-log(terms[label] / fsum(terms)))
+    return fsum(losses) / len(losses)

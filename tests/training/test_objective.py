@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+import oracle
 from matu.config import TrainingConfig
 from matu.models import AdaptedModel, load_backbone
 from matu.training import Objective, Trainer, Weights
@@ -264,3 +265,58 @@ def test_evaluation_is_linearised_too(tiny_vit: Path) -> None:
     assert (
         found - replace(trainer, objective=Objective()).predict_as_is(weights.head, TASK.test.images)
     ).abs().max() > 0.1
+
+
+def test_the_balanced_loss_is_that_of_its_equation(tiny_vit: Path) -> None:
+    trainer = replace(tiny_trainer(tiny_vit), objective=Objective(balanced=True))
+    start = somewhere(trainer.model.dim)
+    few = np.flatnonzero(TASK.train.labels != 1)[:-7]  # no image of class 1, fewer of class 2 than of class 0
+    fit = Fit(trainer, start, TASK.train.labels[few])
+    with torch.no_grad():
+        rows = logits(trainer.model.features(torch.from_numpy(TASK.train.images[few])), start.head)
+    fit.step(TASK.train, few)
+    labels = TASK.train.labels[few].tolist()
+    shares = oracle.log_shares(labels, 3)
+    assert shares[1] == -np.inf
+    assert fit.mean_loss() == pytest.approx(oracle.balanced_loss(rows.double().tolist(), labels, shares), rel=1e-5)
+
+
+def test_a_row_of_an_absent_class_does_not_move_even_with_weight_decay(tiny_vit: Path) -> None:
+    trainer = replace(tiny_trainer(tiny_vit, weight_decay=0.5), objective=Objective(balanced=True))
+    start = somewhere(trainer.model.dim)
+    few = np.flatnonzero(TASK.train.labels != 1)
+    end, _ = trainer.train(start, TASK.train, few, np.random.default_rng(0), epochs=2)
+    assert torch.equal(end.head[1], start.head[1])
+    assert (end.head[[0, 2]] != start.head[[0, 2]]).all()
+    assert not torch.equal(end.vector, start.vector)
+
+
+def test_a_site_with_one_class_has_nothing_to_say(tiny_vit: Path) -> None:
+    trainer = replace(tiny_trainer(tiny_vit), objective=Objective(balanced=True))
+    start = somewhere(trainer.model.dim)
+    end, loss = trainer.train(start, TASK.train, np.flatnonzero(TASK.train.labels == 2), np.random.default_rng(0))
+    assert loss == 0
+    for found, before in zip(end, start, strict=True):
+        torch.testing.assert_close(found, before, rtol=0, atol=1e-6)
+
+
+def test_with_equal_classes_the_balanced_loss_is_the_plain_one(tiny_vit: Path) -> None:
+    plain = tiny_trainer(tiny_vit)
+    balanced = replace(plain, config=replace(plain.config, balanced=True))
+    start, everything = somewhere(plain.model.dim), np.arange(len(TASK.train.labels))
+    assert len(set(np.bincount(TASK.train.labels))) == 1
+    ends = [t.train(start, TASK.train, everything, np.random.default_rng(0)) for t in (plain, balanced)]
+    assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-5)
+    torch.testing.assert_close(ends[0][0].head, ends[1][0].head, rtol=1e-3, atol=1e-4)
+
+
+def test_any_method_may_train_balanced(tiny_vit: Path) -> None:
+    few = np.flatnonzero(TASK.train.labels != 1)
+    plain = tiny_trainer(tiny_vit)
+    by_config = replace(plain, config=replace(plain.config, balanced=True), objective=Objective(proximal=0.0))
+    by_method = replace(plain, objective=Objective(balanced=True))
+    start = somewhere(plain.model.dim)
+    ends = [t.train(start, TASK.train, few, np.random.default_rng(0))[0] for t in (by_config, by_method, plain)]
+    assert torch.equal(ends[0].head, ends[1].head)
+    assert torch.equal(ends[0].vector, ends[1].vector)
+    assert not torch.equal(ends[0].head, ends[2].head)

@@ -22,7 +22,7 @@ class PerTaskFedAvg(Method):
     """The method of this file."""
 
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
-        return plain({task: self._server(state, task) for task in tasks})
+        return plain({task: self.server(state, task) for task in tasks})
 
     def downlink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
         return *adapter_parts(tasks, self.problem.dim), *head_parts(self.problem, tasks)
@@ -44,12 +44,13 @@ class PerTaskFedAvg(Method):
         return PerTaskRound(state, lambda means: means)
 
     def server_weights(self, state: State) -> dict[str, Weights] | None:
-        return {task: self._server(state, task) for task in self.problem.tasks}
+        return {task: self.server(state, task) for task in self.problem.tasks}
 
     def paper_bits(self, tasks: Sequence[str]) -> int:
         return 32 * (len(tasks) * self.problem.dim + self.problem.head_numbers(tasks))
 
-    def _server(self, state: State, task: str) -> Weights:
+    def server(self, state: State, task: str) -> Weights:
+        """The server's adapter and head of a task, the start where nobody has trained it."""
         if f"head/{task}" not in state:
             return self.problem.base(task)
         return Weights(state[f"adapter/{task}"], state[f"head/{task}"])

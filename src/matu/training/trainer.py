@@ -48,11 +48,16 @@ class Objective:
         Train and evaluate the features' first-order Taylor expansion at the start of the adapter.
     trained
         bool [d], which adapter parameters learn; None: all.
+    balanced
+        Cross-entropy of logit + log share of the class among the images trained on (logit adjustment, Menon et al.
+        2021; per client, Zhang et al. 2022). A class without images leaves the softmax (Li and Zhan 2021), and its
+        row of the head stays as it was: that a site lacks a class says nothing about the class.
     """
 
     proximal: float = 0.0
     linearised: bool = False
     trained: Tensor | None = None
+    balanced: bool = False
 
 
 @dataclass
@@ -117,7 +122,7 @@ class Trainer:
         TrainingError
             If the loss is not finite.
         """
-        fit = Fit(self, weights)
+        fit = Fit(self, weights, split.labels[indices])
         for batch in batches(indices, self.config.batch_size, draw, steps=steps, epochs=epochs):
             fit.step(split, batch)
         return fit.weights(), fit.mean_loss()
@@ -158,9 +163,19 @@ class Trainer:
 
 
 class Fit:
-    """One fine-tuning under way: adapter, head, and a fresh AdamW over both."""
+    """One fine-tuning under way: adapter, head, and a fresh AdamW over both.
 
-    def __init__(self, trainer: Trainer, start: Weights) -> None:
+    Parameters
+    ----------
+    trainer
+        Model, rates, objective.
+    start
+        Where it starts.
+    labels
+        int [n], of the images to train on: what a balanced objective is balanced by. None: it is not balanced.
+    """
+
+    def __init__(self, trainer: Trainer, start: Weights, labels: np.ndarray | None = None) -> None:
         self.trainer, self.model = trainer, trainer.model
         self.model.load(start.vector)
         self.head = nn.Parameter(start.head.to(self.model.device, copy=True))
@@ -168,6 +183,10 @@ class Fit:
         c = trainer.config
         self.trained = [self.model.parameters, self.head]
         self.optimiser = torch.optim.AdamW(self.trained, lr=c.learning_rate, weight_decay=c.weight_decay)
+        self._log_shares: Tensor | None = None
+        if labels is not None and (c.balanced or trainer.objective.balanced):
+            counts = torch.from_numpy(np.bincount(labels, minlength=len(start.head)))
+            self._log_shares = (counts / counts.sum()).log().to(self.model.device)
         self._losses, self._steps = torch.zeros((), device=self.model.device), 0
 
     def step(self, split: Split, batch: np.ndarray) -> None:
@@ -175,7 +194,8 @@ class Fit:
         began = time.perf_counter()
         features = self.trainer.features(split.images[batch])
         labels = torch.from_numpy(split.labels[batch]).to(self.model.device)
-        loss = nn.functional.cross_entropy(logits(features, self.head), labels)
+        found = logits(features, self.head)
+        loss = nn.functional.cross_entropy(found if self._log_shares is None else found + self._log_shares, labels)
         self.model.parameters.grad.zero_()  # type: ignore[union-attr]  # the LoRA matrices' gradients are views of it
         self.head.grad = None
         loss.backward()
@@ -201,7 +221,10 @@ class Fit:
             self.model.parameters.grad.mul_(asked.trained.to(self.model.device))
 
     def _hold_frozen(self) -> None:
-        """Weight decay would move parameters that do not learn."""
+        """Weight decay would move parameters that do not learn, and rows of classes that a balanced site lacks."""
+        if self._log_shares is not None:
+            rows = self.head.data
+            torch.where(self._log_shares.isfinite()[:, None], rows, self._start[1], out=rows)
         learns = self.trainer.objective.trained
         if learns is not None:
             here = self.model.parameters.data

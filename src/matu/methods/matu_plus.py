@@ -1,0 +1,133 @@
+"""MaTU+: every task keeps its own vector, and a site speaks only of what it has evidence for (docs/matu-plus.md).
+
+sent up      for each of the client's tasks, the round's change of its adapter and head
+sent down    the server's adapter and head of each of the client's tasks
+trained      every task from its own start, on logits plus the log share of each class at the site
+aggregated   per task over its holders, and a class's row of the head over those that have the class; then a step with
+             momentum
+kept         at the server: adapter, its speed, and head of every task seen; at clients: nothing
+
+A change is added to what the server holds, not to what arrived of that: what a downlink's codec loses is never paid
+twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from matu.methods.base import Local, Means, State
+from matu.methods.per_task_fedavg import PerTaskFedAvg
+from matu.training import Objective, Weights
+from matu.vectors import ExactSum
+from matu.wire import Kind, Part
+
+
+@dataclass(frozen=True)
+class Options:
+    """The server's step, and a control.
+
+    Attributes
+    ----------
+    step, momentum
+        η and β: speed ← β speed + mean change, adapter ← adapter + η speed; 1 and 0 take the mean as it is.
+    balanced
+        Off: sites train on plain cross-entropy, and every holder counts in every row of the head.
+    """
+
+    step: float = 0.3
+    momentum: float = 0.7
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step < float("inf"):
+            raise ValueError(f"step {self.step}: expected more than 0")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum {self.momentum}: expected 0 to less than 1")
+
+
+class MatuPlus(PerTaskFedAvg):
+    """The method of this file."""
+
+    Options = Options
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(balanced=self.options.balanced)
+
+    def uplink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
+        p = self.problem
+        vectors = [Part(f"change/{task}", Kind.VECTOR, (p.dim,)) for task in tasks]
+        return *vectors, *(Part(f"head_change/{task}", Kind.HEAD, p.head_shape(task)) for task in tasks)
+
+    def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
+        starts = self.weights(local.tasks, tensors, local.memory)
+        sent: dict[str, Tensor] = {}
+        for task, start in starts.items():
+            trained = local.train(task, start)
+            sent |= {f"change/{task}": trained.vector - start.vector, f"head_change/{task}": trained.head - start.head}
+        return sent, {}
+
+    def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
+        return {t: Weights(tensors[f"change/{t}"], tensors[f"head_change/{t}"]) for t in tasks}
+
+    def begin_round(self, state: State) -> MatuPlusRound:  # type: ignore[override]
+        return MatuPlusRound(self, state)
+
+
+class MatuPlusRound:
+    """Sums of one round, folded in as updates arrive; memory O(T·d) whatever the number of clients."""
+
+    def __init__(self, method: MatuPlus, state: State) -> None:
+        self.method, self.state, self.changes = method, state, Means()
+        self.heads: dict[str, RowMeans] = {}
+
+    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+        reported = self.method.reported(tasks, tensors)
+        for task, count in zip(tasks, samples, strict=True):
+            self.add_weights(site, task, count, reported[task])
+
+    def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
+        self.changes.add(task, weights.vector, samples)
+        rows = self.heads.setdefault(task, RowMeans(self.method.problem.head_shape(task)))
+        rows.add(weights.head, samples, every=not self.method.options.balanced)
+
+    def finish(self) -> State:
+        """A step of every task with holders; the others stay as they were."""
+        state, c = dict(self.state), self.method.options
+        for task, change in self.changes.values().items():
+            before = self.method.server(state, task)
+            speed = c.momentum * state.get(f"speed/{task}", torch.zeros_like(change)) + change
+            state |= {
+                f"speed/{task}": speed,
+                f"adapter/{task}": before.vector + c.step * speed,
+                f"head/{task}": before.head + self.heads[task].mean(),
+            }
+        return state
+
+
+class RowMeans:
+    """Sample-weighted mean of changes of a head, row by row over those that changed it; equal in any order of arrival.
+
+    Parameters
+    ----------
+    shape
+        Rows and columns.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape, self._sum = shape, ExactSum(shape[0] * shape[1])
+        self._samples = torch.zeros(shape[0], dtype=torch.int64)
+
+    def add(self, change: Tensor, samples: int, *, every: bool = False) -> None:
+        """Fold in a change, float [rows, columns]; a row of zeros counts for nothing, unless `every` row counts."""
+        self._sum.add(change.reshape(-1), samples)
+        self._samples += samples * (change.ne(0).any(dim=1) | every)
+
+    def mean(self) -> Tensor:
+        """float32 [rows, columns], zero where nobody changed a row."""
+        samples = self._samples.clamp(min=1)[:, None]
+        return (self._sum.value().reshape(self.shape) / samples).float()

@@ -1,0 +1,174 @@
+"""MaTU+ as docs/matu-plus.md states it: by hand, and against the equations one element at a time."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+import oracle
+from matu.errors import ConfigError
+from matu.methods.matu_plus import RowMeans
+from matu.training import Objective, Weights
+from matu.wire import Codecs, Numbers, arrived
+from playing import Player, at, build, close, play, random_ends
+from world import tiny_problem
+
+PROBLEM = tiny_problem({"a": 2, "b": 2, "c": 3}, dim=2, features=1)
+A = at([1, 0], [[1, 2], [3, 4]])
+B = at([0, 10], [[10, 0], [0, 0]])
+OTHER_B = at([5, -5], [[0, 5], [5, 0]])
+BIG = tiny_problem({"a": 4, "b": 3, "c": 2}, dim=23, features=3)
+
+
+def round_1(*options: str):
+    """North trains a (3 images) and b (1), south b (4); of b's classes north has the first alone."""
+    method = build("matu_plus", PROBLEM, *options)
+    north, south = Player("north", {"a": 3, "b": 1}), Player("south", {"b": 4})
+    state = play(method, method.start(), [(north, {"a": A, "b": B}), (south, {"b": OTHER_B})])
+    return method, state, north, south
+
+
+def test_a_task_steps_along_the_mean_change_of_its_holders() -> None:
+    method, state, _, _ = round_1("step=0.5", "momentum=0.5")
+    found = method.server_weights(state)
+    close(found["a"].vector, [0.5, 0])
+    close(found["b"].vector, [2, -1])  # half of (1 · (0, 10) + 4 · (5, -5)) / 5
+    assert not found["c"].vector.any()
+
+
+def test_momentum_goes_on_where_the_last_rounds_led() -> None:
+    method, state, north, _ = round_1("step=0.5", "momentum=0.5")
+    after = play(method, state, [(north, {"a": at([1.5, 2], [[1, 2], [3, 4]]), "b": B})])
+    close(method.server_weights(after)["a"].vector, [1.25, 1.0])  # speed 0.5 · (1, 0) + (1.5, 2) - (0.5, 0)
+
+
+def test_a_row_of_the_head_is_averaged_over_those_that_have_its_class() -> None:
+    _, state, _, _ = round_1()
+    close(state["head/b"], [[2, 4], [5, 0]])  # north's second row is as it was: it counts there for nothing
+
+
+def test_plain_heads_count_every_holder_in_every_row() -> None:
+    method, state, _, _ = round_1("balanced=false")
+    close(state["head/b"], [[2, 4], [4, 0]])
+    assert method.objective == Objective()
+
+
+def test_sites_train_balanced() -> None:
+    assert build("matu_plus", PROBLEM).objective == Objective(balanced=True)
+
+
+def test_a_task_without_holders_stays_as_it_was() -> None:
+    method, state, _, south = round_1()
+    after = play(method, state, [(south, {"b": A})])
+    for key in ("adapter/a", "speed/a", "head/a"):
+        assert torch.equal(after[key], state[key])
+    assert "adapter/c" not in after
+
+
+def test_step_1_without_momentum_on_plain_losses_is_per_task_fedavg() -> None:
+    plus, plain = build("matu_plus", BIG, "step=1", "momentum=0", "balanced=false"), build("per_task_fedavg", BIG)
+    states = [plus.start(), plain.start()]
+    for number in range(3):
+        held = {"north": {"a": 3, "b": 1}, "south": {"b": 4}} if number else {"north": {"a": 2, "c": 5}}
+        for i, method in enumerate((plus, plain)):
+            answers = [
+                (Player(name, samples), random_ends(BIG, tuple(samples), 7 * number + len(name)))
+                for name, samples in held.items()
+            ]
+            states[i] = play(method, states[i], answers)
+    for task in BIG.tasks:
+        for found, expected in zip(plus.server_weights(states[0])[task], plain.server_weights(states[1])[task], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_round_is_the_equations_one_element_at_a_time(seed: int) -> None:
+    draw = random.Random(seed)
+    step, momentum = draw.choice([0.1, 0.3, 1.0]), draw.choice([0.0, 0.5, 0.9])
+    method = build("matu_plus", BIG, f"step={step}", f"momentum={momentum}")
+    state = method.start()
+    expected = {t: ([0.0] * BIG.dim, [0.0] * BIG.dim, torch.zeros(BIG.head_shape(t)).tolist()) for t in BIG.tasks}
+    for number in range(3):
+        sites = []
+        for name in ("north", "south", "west")[: draw.randint(1, 3)]:
+            tasks = sorted(draw.sample(BIG.tasks, draw.randint(1, 3)))
+            player = Player(name, {task: draw.randint(1, 50) for task in tasks})
+            starts = player.gets(method, state)
+            ends = {t: lacking(w, starts[t], draw) for t, w in random_ends(BIG, tasks, draw.randrange(10**6)).items()}
+            sites.append((player, starts, ends))
+        state = play(method, state, [(player, ends) for player, _, ends in sites])
+        for task in BIG.tasks:
+            mine = [(p.samples[task], s[task], e[task]) for p, s, e in sites if task in e]
+            if not mine:
+                continue
+            samples = [n for n, _, _ in mine]
+            vectors = [(end.vector - start.vector).tolist() for _, start, end in mine]
+            heads = [(end.head - start.head).tolist() for _, start, end in mine]
+            adapter, speed, head = expected[task]
+            adapter, speed = oracle.step(adapter, speed, oracle.head_mean(vectors, samples), step, momentum)
+            rows = oracle.row_means(heads, samples)
+            head = [[h + r for h, r in zip(*pair, strict=True)] for pair in zip(head, rows, strict=True)]
+            expected[task] = adapter, speed, head
+        found = method.server_weights(state)
+        for task in BIG.tasks:
+            close(found[task].vector, expected[task][0])
+            torch.testing.assert_close(found[task].head, torch.tensor(expected[task][2]), rtol=1e-5, atol=1e-5)
+
+
+def lacking(end: Weights, start: Weights, draw: random.Random) -> Weights:
+    """As trained at a site that lacks some classes: their rows are as at the start."""
+    has = torch.tensor([draw.random() < 0.6 for _ in end.head])
+    return Weights(end.vector, torch.where(has[:, None], end.head, start.head))
+
+
+def test_rows_that_nobody_changed_have_no_mean_and_no_nan() -> None:
+    rows = RowMeans((3, 2))
+    rows.add(torch.tensor([[0.0, 0.0], [0.0, 4.0], [-0.0, 0.0]]), 7)
+    rows.add(torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 0.0]]), 1)
+    close(rows.mean(), [[0, 0], [0.25, 3.5], [0, 0]])
+
+
+@pytest.mark.parametrize("heads", ["float32", "bfloat16", "8bit", "4bit", "2bit", "ternary"])
+def test_no_codec_makes_a_change_of_a_row_that_has_none(heads: str) -> None:
+    """Blocks of the quantiser cross rows; a row of zeros still arrives as one, and a silent site stays silent."""
+    problem = tiny_problem({"a": 40}, dim=300, features=192)
+    method = build("matu_plus", problem)
+    end = random_ends(problem, ("a",), 1)["a"]
+    has = torch.arange(40) % 3 == 0
+    end = Weights(end.vector, torch.where(has[:, None], end.head, 0))
+    sent = Player("north", {"a": 5}).answer(method, method.start(), {"a": end})
+    codecs = Codecs(Numbers(heads, change=True), Numbers(heads, change=True))
+    got = arrived(method.uplink_parts(("a",)), sent, codecs, held=method.downlink({}, "north", ("a",)))
+    assert torch.equal(got["head_change/a"].ne(0).any(dim=1), has)
+
+
+def test_what_a_downlinks_codec_loses_does_not_reach_the_server() -> None:
+    """A site that trains from rounded weights and ends where it began changes nothing."""
+    method, state = build("matu_plus", BIG, "momentum=0"), {}
+    state = play(method, state, [(Player("north", {"a": 3}), random_ends(BIG, ("a",), 3))])
+    coarse = Codecs(Numbers("2bit"), Numbers("2bit"))
+    opened = arrived(method.downlink_parts(("a",)), method.downlink(state, "north", ("a",)), coarse)
+    assert not torch.equal(opened["adapter/a"], state["adapter/a"])
+    zero: dict[str, Tensor] = {
+        "change/a": torch.zeros(BIG.dim), "head_change/a": torch.zeros(BIG.head_shape("a")),
+    }  # fmt: skip
+    gathering = method.begin_round(state)
+    gathering.add("north", ("a",), (3,), zero)
+    after = gathering.finish()
+    assert torch.equal(after["adapter/a"], state["adapter/a"])
+    assert torch.equal(after["head/a"], state["head/a"])
+
+
+def test_changes_are_not_counted_from_the_downlink_again() -> None:
+    assert not any(part.against for part in build("matu_plus", PROBLEM).uplink_parts(("a", "b")))
+
+
+@pytest.mark.parametrize("option", ["step=0", "step=-1", "step=inf", "momentum=1", "momentum=-0.1", "momentum=nan"])
+def test_steps_that_cannot_work_are_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=option.partition("=")[0]):
+        build("matu_plus", PROBLEM, option)
+
+
+def test_the_papers_bits_are_those_of_a_vector_and_a_head_a_task() -> None:
+    assert build("matu_plus", PROBLEM).paper_bits(("a", "c")) == 32 * (2 * 2 + 4 + 6)
