@@ -149,7 +149,7 @@ def downlink(tasks, task_vectors, held):
 
 
 def row_means(changes, samples):
-    """MaTU+: Σ samples · change over the clients whose row is not zero, over their samples; changes as lists of rows."""
+    """MaTU+: by row, Σ samples · change over the clients whose row is not zero, over their samples."""
     rows = []
     for c in range(len(changes[0])):
         with_class = [n for n in range(len(changes)) if any(x != 0 for x in changes[n][c])]

@@ -276,7 +276,8 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "accuracy": found,
         "mean_accuracy": {kind: sum(by_task.values()) / len(by_task) for kind, by_task in found.items() if by_task},
-    }
+        "similarity": evaluation.similarity, "cosine": {str(k): found for k, found in evaluation.cosine.items()},
+    }  # fmt: skip
 
 
 def _save_artifact(run: _Run, server: Mapping[str, Weights], *, linearised: bool) -> None:

@@ -78,7 +78,9 @@ def test_step_1_without_momentum_on_plain_losses_is_per_task_fedavg() -> None:
             ]
             states[i] = play(method, states[i], answers)
     for task in BIG.tasks:
-        for found, expected in zip(plus.server_weights(states[0])[task], plain.server_weights(states[1])[task], strict=True):
+        for found, expected in zip(
+            plus.server_weights(states[0])[task], plain.server_weights(states[1])[task], strict=True
+        ):
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -89,7 +91,7 @@ def test_a_round_is_the_equations_one_element_at_a_time(seed: int) -> None:
     method = build("matu_plus", BIG, f"step={step}", f"momentum={momentum}")
     state = method.start()
     expected = {t: ([0.0] * BIG.dim, [0.0] * BIG.dim, torch.zeros(BIG.head_shape(t)).tolist()) for t in BIG.tasks}
-    for number in range(3):
+    for _ in range(3):
         sites = []
         for name in ("north", "south", "west")[: draw.randint(1, 3)]:
             tasks = sorted(draw.sample(BIG.tasks, draw.randint(1, 3)))

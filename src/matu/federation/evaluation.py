@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from matu.methods import Method, State
 from matu.seeds import stream
 from matu.tasks import Task
 from matu.training import Trainer, Weights
-from matu.vectors import unify
+from matu.vectors import similarity, unify
 from matu.wire import Codecs, arrived
 
 
@@ -31,12 +31,19 @@ class Evaluation:
         By task: all of the server's tasks in one unified vector (empty on the way).
     clients
         By client: mean over its tasks of what it gets.
+    similarity
+        Mean over pairs of tasks of the share of coordinates on which the server's vectors agree in sign (Eq. 5); None
+        before two tasks have one.
+    cosine
+        By number of tasks: mean cosine of the vector that a client with so many gets to the server's own of that task.
     """
 
     delivered: Mapping[str, float]
     server: Mapping[str, float]
     artifact: Mapping[str, float]
     clients: Mapping[str, float]
+    similarity: float | None = None
+    cosine: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of_clients(
@@ -46,6 +53,8 @@ class Evaluation:
         *,
         server: Mapping[str, float] | None = None,
         artifact: Mapping[str, float] | None = None,
+        similarity: float | None = None,
+        cosine: Mapping[int, float] | None = None,
     ) -> Evaluation:
         """From the accuracies by client and task."""
         holders = {task: [found[task] for found in per_client.values() if task in found] for task in tasks}
@@ -54,6 +63,8 @@ class Evaluation:
             server=server or {},
             artifact=artifact or {},
             clients={name: float(np.mean(list(found.values()))) for name, found in per_client.items()},
+            similarity=similarity,
+            cosine=cosine or {},
         )
 
 
@@ -99,21 +110,27 @@ class Evaluator:
         server = self.method.server_weights(state)
         per_client: dict[str, dict[str, float]] = {}
         same: dict[tuple[str, ...], dict[str, float]] = {}
+        cosines: dict[int, list[float]] = {}
         for name, tasks in self.clients.items():
             if self.method.personal or tasks not in same:
-                same[tasks] = self._delivered(state, name, tasks, images)
+                gets = self._delivered(state, name, tasks)
+                same[tasks] = self._accuracies(gets, images)
+                if server:
+                    cosines.setdefault(len(tasks), []).extend(_cosines(gets, server))
             per_client[name] = same[tasks]
         return Evaluation.of_clients(
             per_client, self.tasks,
             server=self._accuracies(server, images) if server else {},
             artifact=self._accuracies(in_one_vector(server), images) if server and with_artifact else {},
+            similarity=_mean_similarity([one.vector for one in server.values()]) if server else None,
+            cosine={k: float(np.mean(found)) for k, found in sorted(cosines.items()) if found},
         )  # fmt: skip
 
-    def _delivered(self, state: State, name: str, tasks: tuple[str, ...], images: int) -> dict[str, float]:
-        """Accuracy of each task in the downlink of a client."""
+    def _delivered(self, state: State, name: str, tasks: tuple[str, ...]) -> Mapping[str, Weights]:
+        """What a client gets of each of its tasks."""
         sent = self.method.downlink(state, name, tasks)
         opened = arrived(self.method.downlink_parts(tasks), sent, self.codecs)
-        return self._accuracies(self.method.weights(tasks, opened, self.memory(name)), images)
+        return self.method.weights(tasks, opened, self.memory(name))
 
     def _accuracies(self, weights: Mapping[str, Weights], images: int) -> dict[str, float]:
         return {task: self._accuracy(task, one, images) for task, one in weights.items()}
@@ -136,3 +153,18 @@ def in_one_vector(weights: Mapping[str, Weights]) -> dict[str, Weights]:
     """What each task gets back when all are unified in one vector."""
     unified = unify(torch.stack([one.vector for one in weights.values()]))
     return {task: Weights(unified.modulate(i), one.head) for i, (task, one) in enumerate(weights.items())}
+
+
+def _cosines(gets: Mapping[str, Weights], server: Mapping[str, Weights]) -> list[float]:
+    """Of each task's vector to the server's, where that is not zero."""
+    pairs = [(one.vector.double(), server[task].vector.double()) for task, one in gets.items()]
+    return [float(torch.cosine_similarity(a, b, dim=0)) for a, b in pairs if b.any()]
+
+
+def _mean_similarity(vectors: Sequence[torch.Tensor]) -> float | None:
+    """Mean of Eq. 5 over pairs of vectors that are not zero."""
+    seen = [vector for vector in vectors if vector.any()]
+    if len(seen) < 2:
+        return None
+    pairs = similarity(torch.stack(seen)).fill_diagonal_(0)
+    return float(pairs.sum()) / (len(seen) * (len(seen) - 1))

@@ -97,6 +97,8 @@ class MatuPlusRound:
 
     def finish(self) -> State:
         """A step of every task with holders; the others stay as they were."""
+        if not self.heads:
+            return self.state
         state, c = dict(self.state), self.method.options
         for task, change in self.changes.values().items():
             before = self.method.server(state, task)

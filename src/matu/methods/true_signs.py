@@ -1,0 +1,71 @@
+"""MaTU whose masks are read as signs: an ablation (docs/matu-plus.md).
+
+Everything as in `matu`, and the same bytes, but for the unification: a mask of 0 means the opposite of the unified
+vector's sign and not zero, so no task loses its sign; magnitudes are the best that k tasks can share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from matu.config import RunConfig
+from matu.errors import ConfigError
+from matu.methods.base import Problem, State
+from matu.methods.matu import Matu, MatuRound
+from matu.training import Weights
+from matu.wire import MAX_RESCALER
+
+
+class TrueSigns(Matu):
+    """The method of this file; agreement_threshold=0 leaves the task mask of Eq. 3 out."""
+
+    def __init__(self, problem: Problem, config: RunConfig) -> None:
+        super().__init__(problem, config)
+        if not config.matu.unification:
+            raise ConfigError("true_signs: a reading of unification; unification = false leaves nothing of it")
+
+    def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
+        vector = tensors["vector"]
+        signs = 2 * tensors["masks"].to(vector) - 1 if len(tasks) > 1 else torch.ones(1, self.problem.dim)
+        return {
+            task: Weights(tensors["rescalers"][i] * signs[i] * vector, tensors[f"head/{task}"])
+            for i, task in enumerate(tasks)
+        }
+
+    def begin_round(self, state: State) -> TrueSignsRound:
+        return TrueSignsRound(self, state)
+
+    def _pack(self, weights: Mapping[str, Weights]) -> dict[str, Tensor]:
+        vector, masks, rescalers = share_magnitudes(torch.stack([w.vector for w in weights.values()]))
+        tensors = {"vector": vector, "rescalers": rescalers.clamp(max=MAX_RESCALER)}
+        if len(weights) > 1:
+            tensors["masks"] = masks
+        return tensors | {f"head/{task}": w.head for task, w in weights.items()}
+
+
+class TrueSignsRound(MatuRound):
+    """Sums of one round, of the vectors that updates stand for."""
+
+    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
+        reported = self.method.reported(tasks, tensors)
+        for task, count in zip(tasks, samples, strict=True):
+            self.add_weights(site, task, count, reported[task])
+
+
+def share_magnitudes(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unify with true signs: float [k, d] -> vector [d], masks bool [k, d], rescalers [k] >= 0.
+
+    λ^t (2 m^t − 1) ⊙ vector has the signs of τ^t, and magnitudes λ^t a that minimise Σ_t ‖|τ^t| − λ^t a‖²: λ is the
+    first eigenvector of the Gram matrix of the magnitudes, none of its entries negative, and a = Σ_t λ^t |τ^t|.
+    The vector's own signs are those of the sum, + where that is zero. One task comes back as it was.
+    """
+    if len(vectors) == 1:
+        return vectors[0].clone(), torch.ones_like(vectors, dtype=torch.bool), torch.ones(1, dtype=vectors.dtype)
+    sizes = vectors.double().abs()
+    rescalers = torch.linalg.eigh(sizes @ sizes.T).eigenvectors[:, -1].abs()
+    elected = torch.where(vectors.double().sum(dim=0) < 0, -1.0, 1.0)
+    vector = (elected * (rescalers @ sizes)).to(vectors.dtype)
+    return vector, vectors.sign() == elected, rescalers.to(vectors.dtype)
