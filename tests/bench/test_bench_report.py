@@ -23,7 +23,7 @@ def compared(
     results = {
         "format": 1, "name": "real8", "settings": dict(settings), "axis": axis, "methods": list(methods),
         "seeds": list(seeds), "tasks": {t: {"classes": 10, "chance": 0.1, "train": 4000, "test": 500} for t in tasks},
-        "tuning": None, "target": 0.5, "cells": [], "summary": {},
+        "tuning": None, "target": 0.5, "baseline": "matu", "cells": [], "summary": {},
     }  # fmt: skip
     for setting, _ in settings:
         results["summary"][setting] = {m: _summary(results, setting, m, alone, random) for m in methods}

@@ -28,7 +28,7 @@ def test_by_default_every_method_runs_in_both_settings_references_first() -> Non
     comparison = Comparison(BASE)
     assert set(comparison.methods) == set(method_names())
     assert comparison.methods[:2] == ("individual", "local")
-    assert comparison.methods[-1] == "matu"
+    assert comparison.methods[-2:] == ("matu", "matu_plus")
     assert comparison.settings == {"single": {"zeta_t": 0.0}, "many": {"zeta_t": 0.5}}
     assert comparison.tune_setting == "many"
 
@@ -227,3 +227,9 @@ def test_cells_keep_their_names_when_messages_are_exact() -> None:
     folders = {cell.folder for cell in pilot.cells(dict.fromkeys(pilot.tuned(), 1e-3))}
     there = Path(__file__).parents[2] / "docs" / "results" / "real8" / "pilot" / "cells"
     assert folders == {path.name for path in there.iterdir()}
+
+
+def test_a_baseline_is_a_method() -> None:
+    Comparison(BASE, methods=("fedavg", "matu rule=off"), baseline="matu rule=off").check()
+    with pytest.raises(ConfigError, match="method 'best': unknown"):
+        Comparison(BASE, methods=("fedavg",), baseline="best").check()

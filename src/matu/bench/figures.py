@@ -22,9 +22,11 @@ _LOOKS = {
     "individual": ("#555555", "|"), "local": ("#999999", "H"), "fedavg": ("#0072B2", "o"),
     "per_task_fedavg": ("#56B4E9", "s"), "fedprox": ("#332288", "^"), "fedper": ("#117733", "v"),
     "mat_fl": ("#009E73", "D"), "ntk_fedavg": ("#E69F00", "P"), "task_arithmetic": ("#CC79A7", "X"),
-    "ties": ("#882255", "<"), "ffa_lora": ("#999933", ">"), "matu": ("#D55E00", "*"),
+    "ties": ("#882255", "<"), "ffa_lora": ("#999933", ">"), "true_signs": ("#8C6D31", "p"),
+    "matu": ("#D55E00", "*"), "matu_plus": ("#000000", "*"),
 }  # fmt: skip
-_SPARE = (("#000000", "h"), ("#8C6D31", "p"), ("#7A7A7A", "d"))
+_OURS = ("matu", "matu_plus")
+_SPARE = (("#4B4B8F", "h"), ("#7A7A7A", "d"), ("#B07AA1", "8"))
 _STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
@@ -239,7 +241,7 @@ def _look(results: Results, method: str) -> dict[str, Any]:
     unknown = [m for m in dict.fromkeys(m.split()[0] for m in results["methods"]) if m not in _LOOKS]
     colour, marker = _LOOKS[name] if name in _LOOKS else _SPARE[unknown.index(name) % len(_SPARE)]
     size = {"*": 9.0, "P": 6.5, "X": 6.5}.get(marker, 5.0)
-    return {"color": colour, "marker": marker, "markersize": size, "zorder": 4 if name == "matu" else 3}
+    return {"color": colour, "marker": marker, "markersize": size, "zorder": 4 if name in _OURS else 3}
 
 
 def _line(results: Results, method: str) -> dict[str, Any]:
@@ -248,7 +250,7 @@ def _line(results: Results, method: str) -> dict[str, Any]:
         return {"color": _look(results, method)["color"], "linestyle": dashes, "linewidth": 1.6, "zorder": 2}
     return _look(results, method) | {
         "linestyle": ("-", "--", ":", "-.")[_variant(results, method) % 4],
-        "linewidth": 3 if method.split()[0] == "matu" else 1.5,
+        "linewidth": 3 if method.split()[0] in _OURS else 1.5,
         "markeredgecolor": "white", "markeredgewidth": 0.6,
     }  # fmt: skip
 
@@ -269,7 +271,7 @@ def _variant(results: Results, method: str) -> int:
 
 def _bar(results: Results, method: str) -> dict[str, Any]:
     hatch = ("", "///", "...", "xxx")[_variant(results, method) % 4]
-    edge = ("#222222", 1.2) if method.split()[0] == "matu" else ("white", 0.0)
+    edge = ("#222222", 1.2) if method.split()[0] in _OURS else ("white", 0.0)
     return {"facecolor": _look(results, method)["color"], "edgecolor": edge[0], "linewidth": edge[1], "hatch": hatch}
 
 

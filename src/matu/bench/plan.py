@@ -50,6 +50,8 @@ class Comparison:
         An option by whose value in each setting figures are drawn; empty: none.
     only
         The settings to run; empty: all.
+    baseline
+        The method that differences are taken to, as it stands among `methods`.
     """
 
     base: RunConfig
@@ -62,6 +64,7 @@ class Comparison:
     target: float = 0.75
     axis: str = ""
     only: tuple[str, ...] = ()
+    baseline: str = "matu"
 
     def __post_init__(self) -> None:
         if not self.settings:
@@ -71,7 +74,7 @@ class Comparison:
                 single |= {"tasks_per_client": 0, "task_groups": []}
             object.__setattr__(self, "settings", {"single": single, "many": {"zeta_t": f.zeta_t or 0.5}})
         if not self.methods:
-            last = ("matu",)
+            last = ("matu", "matu_plus")
             object.__setattr__(
                 self, "methods", (*REFERENCES, *(n for n in method_names() if n not in (*REFERENCES, *last)), *last)
             )
@@ -90,6 +93,7 @@ class Comparison:
                 raise ConfigError(f"{name} {list(values)}: expected at least one, each once")
         if self.tune_setting not in self.settings:
             raise ConfigError(f"tune_setting '{self.tune_setting}': expected one of {', '.join(self.settings)}")
+        parse_spec(self.baseline)
         if self.tune_rounds < 1 or not 0 < self.target <= 1:
             raise ConfigError(f"tune_rounds {self.tune_rounds}, target {self.target}: expected 1 or more, and 0 to 1")
         if self.axis and not all(_is_number(values.get(self.axis)) for values in self.settings.values()):

@@ -11,6 +11,7 @@ LABELS = {
     "individual": "Individual", "local": "Local", "fedavg": "FedAvg", "per_task_fedavg": "Per-task FedAvg",
     "fedprox": "FedProx", "fedper": "FedPer", "mat_fl": "MaT-FL", "ntk_fedavg": "NTK-FedAvg",
     "task_arithmetic": "Task arithmetic", "ties": "TIES", "ffa_lora": "FFA-LoRA", "matu": "MaTU",
+    "true_signs": "True signs", "matu_plus": "MaTU+",
 }  # fmt: skip
 REFERENCES = ("individual", "local")  # they send nothing, so they do not compete
 _INTERVALS = {
@@ -115,7 +116,7 @@ def _summary_columns(results: Results) -> list[_Column]:
         _Column("MB down", lambda s: _number(s["downlink_bytes"], 1e-6)),
         _Column("Paper Mbit", lambda s: _number(s["paper_mbits"])),
         _Column(f"Rounds to {100 * results['target']:.0f} %", lambda s: _target(s["rounds_to_target"])),
-        _Column("Difference to MaTU", lambda s: _difference(s["difference"])),
+        _Column(f"Difference to {label(results['baseline'])}", lambda s: _difference(s["difference"])),
     ]
 
 
@@ -170,7 +171,8 @@ def _notes(results: Results, setting: str) -> list[str]:
             kinds.setdefault(difference["kind"], []).append(label(method))
     for kind, methods in kinds.items():
         whose = f" ({', '.join(methods)})" if len(kinds) > 1 else ""
-        notes.append(f"The difference to MaTU is in points, with a 95 % interval{whose}: {_INTERVALS[kind]}.")
+        baseline = label(results["baseline"])
+        notes.append(f"The difference to {baseline} is in points, with a 95 % interval{whose}: {_INTERVALS[kind]}.")
     return notes + _unfinished(results, setting)
 
 

@@ -1,4 +1,4 @@
-"""From finished cells to means, spreads, normalised accuracy, and intervals on the difference to matu."""
+"""From finished cells to means, spreads, normalised accuracy, and intervals on the difference to the baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from scipy import stats
 
 from matu.bench.plan import Cell, Comparison, shown
 
-OURS = "matu"
 CONFIDENCE = 0.95
 
 Result = Mapping[str, Any]
@@ -33,7 +32,7 @@ def summarise(
     for setting in comparison.running():
         alone = _individual(_of(finished, setting, "individual"))
         summary[setting] = {
-            shown(method): _summary(mine, _of(finished, setting, OURS), alone, comparison.target)
+            shown(method): _summary(mine, _of(finished, setting, comparison.baseline), alone, comparison.target)
             for method in comparison.methods
             if (mine := _of(finished, setting, method))
         }
@@ -49,6 +48,7 @@ def summarise(
                   for task, about in first["tasks"].items()} if first else {},
         "tuning": tuning,
         "target": comparison.target,
+        "baseline": shown(comparison.baseline),
         "cells": [_cell(cell, result) for cell, result in finished.items()],
         "summary": summary,
     }  # fmt: skip
@@ -93,7 +93,7 @@ def _curve(result: Result) -> list[list[float]]:
 
 
 def _summary(
-    mine: Mapping[int, Result], ours: Mapping[int, Result], alone: Mapping[str, float] | None, target: float
+    mine: Mapping[int, Result], baseline: Mapping[int, Result], alone: Mapping[str, float] | None, target: float
 ) -> dict[str, Any]:
     results, first = list(mine.values()), next(iter(mine.values()))
     federated = bool(first["rounds"])
@@ -121,7 +121,7 @@ def _summary(
         "round_bytes": _mean(results, _round_bytes) if federated else None,
         "paper_mbits": _mean(results, lambda r: r["paper_mbits"]) if federated else None,
         "rounds_to_target": _rounds_to(results, alone, target) if federated else None,
-        "difference": difference(mine, ours) if mine != ours else None,
+        "difference": difference(mine, baseline) if mine != baseline else None,
     }  # fmt: skip
 
 
@@ -149,22 +149,22 @@ def _rounds_to(results: Sequence[Result], alone: Mapping[str, float] | None, tar
     return {"mean": float(np.mean(rounds)) if rounds else None, "reached": len(rounds), "of": len(results)}
 
 
-def difference(mine: Mapping[int, Result], ours: Mapping[int, Result]) -> dict[str, Any] | None:
-    """Mean delivered accuracy minus matu's, with a 95 % interval.
+def difference(mine: Mapping[int, Result], baseline: Mapping[int, Result]) -> dict[str, Any] | None:
+    """Mean delivered accuracy minus the baseline's, with a 95 % interval.
 
     With two seeds or more in common: Student's t over the paired differences. With one: the normal
     approximation over test images, as if both were tested on images of their own, which is the wider.
     """
-    seeds = sorted(set(mine) & set(ours))
+    seeds = sorted(set(mine) & set(baseline))
     if not seeds:
         return None
-    found = [mine[s]["mean_accuracy"]["delivered"] - ours[s]["mean_accuracy"]["delivered"] for s in seeds]
+    found = [mine[s]["mean_accuracy"]["delivered"] - baseline[s]["mean_accuracy"]["delivered"] for s in seeds]
     middle = float(np.mean(found))
     if len(found) > 1:
         reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1) * float(np.std(found, ddof=1)) / math.sqrt(len(found))
         kind = "seeds"
     else:
-        pair, tasks = (mine[seeds[0]], ours[seeds[0]]), mine[seeds[0]]["tasks"]
+        pair, tasks = (mine[seeds[0]], baseline[seeds[0]]), mine[seeds[0]]["tasks"]
         variance = sum(
             (p := r["accuracy"][task]["delivered"]) * (1 - p) / about["test"]
             for r in pair for task, about in tasks.items()
