@@ -30,7 +30,7 @@ def round_1(*options: str):
 
 
 def test_a_task_steps_along_the_mean_change_of_its_holders() -> None:
-    method, state, _, _ = round_1("step=0.5", "momentum=0.5")
+    method, state, _, _ = round_1("step=0.5", "momentum=0.5", "anneal=0")
     found = method.server_weights(state)
     close(found["a"].vector, [0.5, 0])
     close(found["b"].vector, [2, -1])  # half of (1 · (0, 10) + 4 · (5, -5)) / 5
@@ -38,9 +38,22 @@ def test_a_task_steps_along_the_mean_change_of_its_holders() -> None:
 
 
 def test_momentum_goes_on_where_the_last_rounds_led() -> None:
-    method, state, north, _ = round_1("step=0.5", "momentum=0.5")
+    method, state, north, _ = round_1("step=0.5", "momentum=0.5", "anneal=0")
     after = play(method, state, [(north, {"a": at([1.5, 2], [[1, 2], [3, 4]]), "b": B})])
     close(method.server_weights(after)["a"].vector, [1.25, 1.0])  # speed 0.5 · (1, 0) + (1.5, 2) - (0.5, 0)
+
+
+def test_the_step_shrinks_with_the_rounds_that_a_task_has_had() -> None:
+    method = build("matu_plus", PROBLEM, "step=1", "momentum=0", "anneal=2")
+    north, state = Player("north", {"a": 3}), method.start()
+    lengths = []
+    for _ in range(4):
+        before = float(method.server_weights(state)["a"].vector[0])
+        state = play(method, state, [(north, {"a": at([before + 1, 0], [[1, 2], [3, 4]])})])
+        lengths.append(float(method.server_weights(state)["a"].vector[0]) - before)
+    assert lengths == pytest.approx([1, 1 / 1.5**0.5, 1 / 2**0.5, 1 / 2.5**0.5])
+    state = play(method, state, [(Player("south", {"b": 3}), {"b": B})])
+    close(state["adapter/b"], [0, 10])  # a task that joins late begins with a whole step
 
 
 def test_a_row_of_the_head_is_averaged_over_those_that_have_its_class() -> None:
@@ -61,13 +74,16 @@ def test_sites_train_balanced() -> None:
 def test_a_task_without_holders_stays_as_it_was() -> None:
     method, state, _, south = round_1()
     after = play(method, state, [(south, {"b": A})])
-    for key in ("adapter/a", "speed/a", "head/a"):
+    for key in ("adapter/a", "speed/a", "head/a", "rounds/a"):
         assert torch.equal(after[key], state[key])
     assert "adapter/c" not in after
 
 
 def test_step_1_without_momentum_on_plain_losses_is_per_task_fedavg() -> None:
-    plus, plain = build("matu_plus", BIG, "step=1", "momentum=0", "balanced=false"), build("per_task_fedavg", BIG)
+    plus, plain = (
+        build("matu_plus", BIG, "step=1", "momentum=0", "anneal=0", "balanced=false"),
+        build("per_task_fedavg", BIG),
+    )
     states = [plus.start(), plain.start()]
     for number in range(3):
         held = {"north": {"a": 3, "b": 1}, "south": {"b": 4}} if number else {"north": {"a": 2, "c": 5}}
@@ -88,7 +104,9 @@ def test_step_1_without_momentum_on_plain_losses_is_per_task_fedavg() -> None:
 def test_a_round_is_the_equations_one_element_at_a_time(seed: int) -> None:
     draw = random.Random(seed)
     step, momentum = draw.choice([0.1, 0.3, 1.0]), draw.choice([0.0, 0.5, 0.9])
-    method = build("matu_plus", BIG, f"step={step}", f"momentum={momentum}")
+    anneal = draw.choice([0.0, 1.0, 10.0])
+    method = build("matu_plus", BIG, f"step={step}", f"momentum={momentum}", f"anneal={anneal}")
+    rounds = dict.fromkeys(BIG.tasks, 0)
     state = method.start()
     expected = {t: ([0.0] * BIG.dim, [0.0] * BIG.dim, torch.zeros(BIG.head_shape(t)).tolist()) for t in BIG.tasks}
     for _ in range(3):
@@ -108,7 +126,9 @@ def test_a_round_is_the_equations_one_element_at_a_time(seed: int) -> None:
             vectors = [(end.vector - start.vector).tolist() for _, start, end in mine]
             heads = [(end.head - start.head).tolist() for _, start, end in mine]
             adapter, speed, head = expected[task]
-            adapter, speed = oracle.step(adapter, speed, oracle.head_mean(vectors, samples), step, momentum)
+            eta = step / (1 + rounds[task] / anneal) ** 0.5 if anneal else step
+            adapter, speed = oracle.step(adapter, speed, oracle.head_mean(vectors, samples), eta, momentum)
+            rounds[task] += 1
             rows = oracle.row_means(heads, samples)
             head = [[h + r for h, r in zip(*pair, strict=True)] for pair in zip(head, rows, strict=True)]
             expected[task] = adapter, speed, head
@@ -166,7 +186,9 @@ def test_changes_are_not_counted_from_the_downlink_again() -> None:
     assert not any(part.against for part in build("matu_plus", PROBLEM).uplink_parts(("a", "b")))
 
 
-@pytest.mark.parametrize("option", ["step=0", "step=-1", "step=inf", "momentum=1", "momentum=-0.1", "momentum=nan"])
+@pytest.mark.parametrize(
+    "option", ["step=0", "step=-1", "step=inf", "momentum=1", "momentum=-0.1", "momentum=nan", "anneal=-1"]
+)
 def test_steps_that_cannot_work_are_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=option.partition("=")[0]):
         build("matu_plus", PROBLEM, option)

@@ -5,7 +5,7 @@ sent down    the server's adapter and head of each of the client's tasks
 trained      every task from its own start, on logits plus the log share of each class at the site
 aggregated   per task over its holders, and a class's row of the head over those that have the class; then a step with
              momentum
-kept         at the server: adapter, its speed, and head of every task seen; at clients: nothing
+kept         at the server: adapter, its speed and rounds, and head of every task seen; at clients: nothing
 
 A change is added to what the server holds, not to what arrived of that: what a downlink's codec loses is never paid
 twice.
@@ -13,6 +13,7 @@ twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,12 +35,15 @@ class Options:
     ----------
     step, momentum
         η and β: speed ← β speed + mean change, adapter ← adapter + η speed; 1 and 0 take the mean as it is.
+    anneal
+        κ: after m rounds of a task its step is η / √(1 + m/κ); 0: η throughout.
     balanced
         Off: sites train on plain cross-entropy, and every holder counts in every row of the head.
     """
 
     step: float = 0.3
     momentum: float = 0.7
+    anneal: float = 10.0
     balanced: bool = True
 
     def __post_init__(self) -> None:
@@ -47,6 +51,12 @@ class Options:
             raise ValueError(f"step {self.step}: expected more than 0")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum {self.momentum}: expected 0 to less than 1")
+        if not 0 <= self.anneal < float("inf"):
+            raise ValueError(f"anneal {self.anneal}: expected 0 (off), or rounds")
+
+    def step_after(self, rounds: int) -> float:
+        """The step of a task that has had so many rounds."""
+        return self.step / math.sqrt(1 + rounds / self.anneal) if self.anneal else self.step
 
 
 class MatuPlus(PerTaskFedAvg):
@@ -103,9 +113,11 @@ class MatuPlusRound:
         for task, change in self.changes.values().items():
             before = self.method.server(state, task)
             speed = c.momentum * state.get(f"speed/{task}", torch.zeros_like(change)) + change
+            rounds = state.get(f"rounds/{task}", torch.zeros(1, dtype=torch.int64))
             state |= {
                 f"speed/{task}": speed,
-                f"adapter/{task}": before.vector + c.step * speed,
+                f"rounds/{task}": rounds + 1,
+                f"adapter/{task}": before.vector + c.step_after(int(rounds)) * speed,
                 f"head/{task}": before.head + self.heads[task].mean(),
             }
         return state
