@@ -2,11 +2,12 @@
 
 python benchmarks/evidence.py --run FOLDER --out FILE
 
-FOLDER is a stopped run of matu, with config.toml and checkpoint. Its next round is played by all clients, every task
-from the server's own weights; then cosines between the changes of adapters are taken: of one task at two sites, of two
-tasks at one site, and of two tasks at two sites. The first is the share of a site's change that is the task's and not
-the site's (its reliability); the others are what a task could learn from another task's change. Finished measurements
-are kept in the output file.
+FOLDER is a stopped run of a method whose server has weights of its own, with config.toml and checkpoint. Its next round
+is played by all clients, every task from the server's weights; then cosines between the changes of adapters are taken:
+of one task at two sites, of two tasks at one site, and of two tasks at two sites. Where changes are a part common to
+the task's sites plus noise of equal length, the first is the common part's share of the squared length; the others are
+what a task could learn from another's change. Errors are the jackknife's over sites. What FILE holds of other runs is
+kept.
 """
 
 from __future__ import annotations
@@ -64,32 +65,43 @@ def changes(folder: Path, roots: Roots) -> tuple[int, dict[tuple[str, str], tupl
                 steps=config.training.local_steps, epochs=config.training.local_epochs,
             )  # fmt: skip
             change = end.vector - starts[task].vector
-            if change.any():  # a balanced site with one class has none
+            if change.any():  # a balanced site with one class trains nothing
                 found[site, task] = len(indices), change
     return number, found
 
 
 def summary(found: dict[tuple[str, str], tuple[int, Tensor]]) -> dict[str, Any]:
-    """Mean cosines by kind of pair, with their standard errors over pairs, and by pair of tasks."""
+    """Mean cosines by kind of pair, with their errors, and by two tasks at two sites."""
     keys = list(found)
     rows = torch.stack([change / change.norm() for _, change in found.values()])
     cosine = (rows @ rows.T).double().numpy()
-    pairs: dict[str, list[float]] = {"one task, two sites": [], "two tasks, one site": [], "two tasks, two sites": []}
+    pairs: dict[str, list[tuple[str, str, float]]] = {}
     between: dict[tuple[str, str], list[float]] = {}
     for (i, (site, task)), (j, (other_site, other_task)) in itertools.combinations(enumerate(keys), 2):
         where = "one site" if site == other_site else "two sites"
         what = "one task" if task == other_task else "two tasks"
-        pairs[f"{what}, {where}"].append(float(cosine[i, j]))
-        first, second = sorted((task, other_task))
-        between.setdefault((first, second), []).append(float(cosine[i, j]))
+        pairs.setdefault(f"{what}, {where}", []).append((site, other_site, float(cosine[i, j])))
+        if site != other_site and task != other_task:
+            first, second = sorted((task, other_task))
+            between.setdefault((first, second), []).append(float(cosine[i, j]))
     return {
         "pairs": {
-            name: {"mean": float(np.mean(v)), "error": float(np.std(v) / np.sqrt(len(v))), "count": len(v)}
-            for name, v in pairs.items()
+            kind: {"mean": float(np.mean([value for *_, value in v])), "error": jackknife(v), "count": len(v)}
+            for kind, v in sorted(pairs.items())
         },
         "tasks": {" ".join(names): float(np.mean(v)) for names, v in sorted(between.items())},
         "length": float(np.mean([float(change.norm()) for _, change in found.values()])),
     }
+
+
+def jackknife(pairs: list[tuple[str, str, float]]) -> float | None:
+    """Standard error of the mean over pairs of sites, leaving out one site at a time; None with too few sites."""
+    sites = {site for pair in pairs for site in pair[:2]}
+    without = [[value for a, b, value in pairs if site not in (a, b)] for site in sorted(sites)]
+    means = np.array([np.mean(values) for values in without if values])
+    if len(means) < 3:
+        return None
+    return float(np.sqrt((len(means) - 1) * np.mean((means - means.mean()) ** 2)))
 
 
 def main() -> None:
@@ -104,11 +116,13 @@ def main() -> None:
     )  # fmt: skip
     kept: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     number, found = changes(arguments.run, roots)
-    method = read_config(arguments.run / "config.toml").federation.method
-    kept[f"{method}, round {number}"] = summary(found) | {"machine": processor()}
-    arguments.out.write_text(json.dumps(kept, indent=1) + "\n")
+    config = read_config(arguments.run / "config.toml")
+    f = config.federation
+    name = " ".join([f.method, *f.options, f"zeta_t={f.zeta_t:g}", f"seed={config.machine.seed}", f"round={number}"])
+    kept[name] = summary(found) | {"machine": processor()}
+    arguments.out.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
     for name, entry in kept.items():
-        shares = ", ".join(f"{what} {v['mean']:+.3f} ± {v['error']:.3f}" for what, v in entry["pairs"].items())
+        shares = ", ".join(f"{what} {v['mean']:+.3f} ± {v['error'] or 0:.3f}" for what, v in entry["pairs"].items())
         print(f"{name}: {shares}")
 
 

@@ -94,7 +94,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient of adapter and head together; 0: off."""
     balanced: bool = False
-    """Sites train as those of matu_plus, whatever the method: logits plus the log share of each class at the site."""
+    """Cross-entropy of logits plus the log share of each class at the site, classes that it lacks left out."""
 
 
 @dataclass(frozen=True)

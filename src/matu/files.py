@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from matu.errors import MatuError
+from matu.errors import DataError, MatuError
 
 
 class DiskFullError(MatuError):
@@ -85,3 +86,22 @@ def finish_before_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
     if caught:
         raise KeyboardInterrupt
+
+
+def keep_lines(path: Path, last_round: int) -> None:
+    """Drop what a killed run recorded and did not save: lines past `last_round`, and a torn last line.
+
+    Raises
+    ------
+    DataError
+        If a round up to `last_round` is missing or unreadable: the file was changed by other hands.
+    """
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number in range(1, last_round + 1):
+        try:
+            found = json.loads(lines[number - 1])["round"]
+        except (IndexError, ValueError, KeyError, TypeError):
+            found = None
+        if found != number:
+            raise DataError(f"{path}: line {number} is not round {number}; the file is damaged, the run cannot go on")
+    write_atomic(path, b"".join(line + b"\n" for line in lines[:last_round]))

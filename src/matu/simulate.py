@@ -19,13 +19,13 @@ import torch
 
 from matu.artifact import save_artifact
 from matu.config import FederationConfig, RunConfig, TasksConfig, WireConfig, write_config
-from matu.errors import ConfigError, DataError
+from matu.errors import ConfigError
 from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_checkpoint
 from matu.federation.evaluation import Evaluation, Evaluator
 from matu.federation.rounds import Federation, run_rounds
 from matu.federation.site import Site
 from matu.federation.transport import InProcess
-from matu.files import append_line, finish_before_interrupt, write_atomic
+from matu.files import append_line, finish_before_interrupt, keep_lines, write_atomic
 from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
 from matu.methods.base import parse_options
 from matu.methods.individual import Alone, individual
@@ -276,7 +276,7 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "accuracy": found,
         "mean_accuracy": {kind: sum(by_task.values()) / len(by_task) for kind, by_task in found.items() if by_task},
-        "similarity": evaluation.similarity, "cosine": {str(k): found for k, found in evaluation.cosine.items()},
+        "similarity": evaluation.similarity, "cosine": {str(k): cosine for k, cosine in evaluation.cosine.items()},
     }  # fmt: skip
 
 
@@ -306,22 +306,3 @@ def _write_result(
     with finish_before_interrupt():
         write_atomic(run.out / "result.json", text.encode() + b"\n")
     return dict(json.loads(text))  # what is returned is what lies there, tuples as lists
-
-
-def keep_lines(path: Path, last_round: int) -> None:
-    """Drop what a killed run recorded and did not save: lines past `last_round`, and a torn last line.
-
-    Raises
-    ------
-    DataError
-        If a round up to `last_round` is missing or unreadable: the file was changed by other hands.
-    """
-    lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    for number in range(1, last_round + 1):
-        try:
-            found = json.loads(lines[number - 1])["round"]
-        except (IndexError, ValueError, KeyError, TypeError):
-            found = None
-        if found != number:
-            raise DataError(f"{path}: line {number} is not round {number}; the file is damaged, the run cannot go on")
-    write_atomic(path, b"".join(line + b"\n" for line in lines[:last_round]))

@@ -104,3 +104,21 @@ def test_each_setting_has_its_own_individual() -> None:
     results = summarise(comparison, found, None, "x")
     for setting in settings:
         assert results["summary"][setting]["matu"]["normalised"]["mean_of_ratios"]["mean"] == pytest.approx(1)
+
+
+def test_differences_are_to_the_baseline_that_was_named() -> None:
+    methods = ("fedavg", "matu rule=off", "matu")
+    found = {
+        ("fedavg", 0): result("fedavg", 0.4, 0.6),
+        ("matu rule=off", 0): result("matu", 0.5, 0.7),
+        ("matu", 0): result("matu", 0.8, 0.8),
+    }
+    by_default = summarise(Comparison(RunConfig(), methods=methods), {}, None, "x")
+    assert by_default["baseline"] == "matu"
+    for baseline, expected in (("fedavg", 0.1), ("matu", -0.2), ("matu  rule=off", None), ("ties", None)):
+        comparison = Comparison(RunConfig(), {"many": {"zeta_t": 0.5}}, methods, baseline=baseline)
+        mine = summarise(comparison, finished(comparison, found), None, "x")["summary"]["many"]["matu rule=off"]
+        if expected is None:
+            assert mine["difference"] is None
+        else:
+            assert mine["difference"]["mean"] == pytest.approx(expected)

@@ -9,8 +9,7 @@ import torch
 
 from matu.errors import ConfigError, DataError
 from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_checkpoint
-from matu.files import DiskFullError, append_line, finish_before_interrupt, write_atomic
-from matu.simulate import keep_lines
+from matu.files import DiskFullError, append_line, finish_before_interrupt, keep_lines, write_atomic
 
 
 def progress(number: int) -> Progress:

@@ -43,7 +43,9 @@ def test_similarity_is_the_mean_of_eq_5_over_pairs() -> None:
 def test_a_task_without_a_vector_is_no_task_to_compare() -> None:
     two, server = geometry("per_task_fedavg", ("a", "b"))
     assert two.similarity == pytest.approx(oracle.similarity(*(server[t].vector.tolist() for t in ("a", "b"))))
-    assert geometry("per_task_fedavg", ("a",))[0].similarity is None
+    one, _ = geometry("per_task_fedavg", ("a",))
+    assert one.similarity is None
+    assert one.cosine == {k: pytest.approx(1) for k in (2, 3)}, "b alone at west has no vector yet"
 
 
 def test_exact_messages_of_whole_vectors_leave_everything() -> None:
@@ -73,5 +75,7 @@ def test_both_stand_in_the_metrics_of_a_run(tiny_vit: Path, tiny_data: Path, tmp
     simulate(config, tmp_path / "run", roots, Display(quiet=True))
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0.3 < line["similarity"] <= 1 for line in lines[:2])
-    assert all(0 < value <= 1 + 1e-9 for line in lines[:2] for value in line["cosine"].values())
+    for line in lines[:2]:
+        assert line["cosine"]
+        assert all(0 < value <= 1 + 1e-9 for value in line["cosine"].values())
     assert "similarity" not in lines[2]

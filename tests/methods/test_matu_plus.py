@@ -1,18 +1,23 @@
 """MaTU+ as docs/matu-plus.md states it: by hand, and against the equations one element at a time."""
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import oracle
+from matu.config import DefenceConfig, FederationConfig, RunConfig
 from matu.errors import ConfigError
-from matu.methods.matu_plus import RowMeans
+from matu.federation.checkpoint import Progress, load_checkpoint, save_checkpoint
+from matu.methods import Local
+from matu.methods.matu_plus import MatuPlus, RowMeans
 from matu.training import Objective, Weights
 from matu.wire import Codecs, Numbers, arrived
-from playing import Player, at, build, close, play, random_ends
-from world import tiny_problem
+from playing import Player, at, build, close, equal, play, random_ends
+from world import tiny_problem, tiny_task, tiny_trainer
 
 PROBLEM = tiny_problem({"a": 2, "b": 2, "c": 3}, dim=2, features=1)
 A = at([1, 0], [[1, 2], [3, 4]])
@@ -62,7 +67,7 @@ def test_a_row_of_the_head_is_averaged_over_those_that_have_its_class() -> None:
 
 
 def test_plain_heads_count_every_holder_in_every_row() -> None:
-    method, state, _, _ = round_1("balanced=false")
+    method, state, _, _ = round_1("evidence=false")
     close(state["head/b"], [[2, 4], [4, 0]])
     assert method.objective == Objective()
 
@@ -81,7 +86,7 @@ def test_a_task_without_holders_stays_as_it_was() -> None:
 
 def test_step_1_without_momentum_on_plain_losses_is_per_task_fedavg() -> None:
     plus, plain = (
-        build("matu_plus", BIG, "step=1", "momentum=0", "anneal=0", "balanced=false"),
+        build("matu_plus", BIG, "step=1", "momentum=0", "anneal=0", "evidence=false"),
         build("per_task_fedavg", BIG),
     )
     states = [plus.start(), plain.start()]
@@ -166,20 +171,62 @@ def test_no_codec_makes_a_change_of_a_row_that_has_none(heads: str) -> None:
 
 
 def test_what_a_downlinks_codec_loses_does_not_reach_the_server() -> None:
-    """A site that trains from rounded weights and ends where it began changes nothing."""
-    method, state = build("matu_plus", BIG, "momentum=0"), {}
+    """A site that ends where it began, from whatever arrived, adds nothing to the momentum and to the head."""
+    method, state = build("matu_plus", BIG, "momentum=0.5", "step=1", "anneal=0"), {}
     state = play(method, state, [(Player("north", {"a": 3}), random_ends(BIG, ("a",), 3))])
     coarse = Codecs(Numbers("2bit"), Numbers("2bit"))
     opened = arrived(method.downlink_parts(("a",)), method.downlink(state, "north", ("a",)), coarse)
     assert not torch.equal(opened["adapter/a"], state["adapter/a"])
-    zero: dict[str, Tensor] = {
-        "change/a": torch.zeros(BIG.dim), "head_change/a": torch.zeros(BIG.head_shape("a")),
-    }  # fmt: skip
+    update, _ = method.local_update(Local(("a",), {"a": 3}, {}, lambda _, start: start), opened)
     gathering = method.begin_round(state)
-    gathering.add("north", ("a",), (3,), zero)
+    gathering.add("north", ("a",), (3,), update)
     after = gathering.finish()
-    assert torch.equal(after["adapter/a"], state["adapter/a"])
+    assert torch.equal(after["speed/a"], 0.5 * state["speed/a"])
+    assert torch.equal(after["adapter/a"], state["adapter/a"] + after["speed/a"])
     assert torch.equal(after["head/a"], state["head/a"])
+
+
+def test_trimming_would_count_rows_of_zeros_as_votes() -> None:
+    config = RunConfig(defence=DefenceConfig(trim=0.2))
+    with pytest.raises(ConfigError, match="trim"):
+        MatuPlus(PROBLEM, config)
+    federation = FederationConfig(options=("evidence=false",))
+    assert MatuPlus(PROBLEM, replace(config, federation=federation))
+
+
+def test_behind_bounds_a_site_with_one_class_is_silent_and_nobody_is_cut_to_its_length(tiny_vit: Path) -> None:
+    """Its change is zero to the last bit, so that a median of zero bounds nothing."""
+    trainer = replace(tiny_trainer(tiny_vit), objective=Objective(balanced=True))
+    task = tiny_task("a")
+    start = Weights(torch.randn(trainer.model.dim), torch.randn(3, 17))
+    one = np.flatnonzero(task.train.labels == 1)
+    end, loss = trainer.train(start, task.train, one, np.random.default_rng(0))
+    assert loss == 0
+    assert torch.equal(end.vector, start.vector)
+    assert torch.equal(end.head, start.head)
+
+
+def test_small_rows_survive_the_default_codec_of_heads() -> None:
+    """A tenth of the others' length still counts as evidence in 3 bits and more (docs/matu-plus.md)."""
+    problem = tiny_problem({"a": 10}, dim=3, features=192)
+    method, draw = build("matu_plus", problem), torch.Generator().manual_seed(3)
+    head = torch.randn(problem.head_shape("a"), generator=draw)
+    head[7:] *= 0.1
+    sent = {"change/a": torch.zeros(3), "head_change/a": head}
+    for bits in ("3bit", "4bit", "8bit"):
+        codecs = Codecs(Numbers(bits), Numbers(bits))
+        got = arrived(method.uplink_parts(("a",)), sent, codecs)["head_change/a"]
+        assert got.ne(0).any(dim=1).all()
+
+
+def test_a_state_that_was_saved_anneals_on(tmp_path: Path) -> None:
+    method, north = build("matu_plus", PROBLEM, "anneal=2"), Player("north", {"a": 3})
+    state = play(method, method.start(), [(north, {"a": A})])
+    save_checkpoint(tmp_path, Progress(1, state), "it")
+    loaded = load_checkpoint(tmp_path, "it")
+    assert loaded is not None
+    assert equal(play(method, loaded.state, [(north, {"a": B})]), play(method, state, [(north, {"a": B})]))
+    assert loaded.state["rounds/a"].dtype == torch.int64
 
 
 def test_changes_are_not_counted_from_the_downlink_again() -> None:

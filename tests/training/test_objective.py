@@ -308,6 +308,9 @@ def test_with_equal_classes_the_balanced_loss_is_the_plain_one(tiny_vit: Path) -
     ends = [t.train(start, TASK.train, everything, np.random.default_rng(0)) for t in (plain, balanced)]
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-5)
     torch.testing.assert_close(ends[0][0].head, ends[1][0].head, rtol=1e-3, atol=1e-4)
+    most = everything[: len(everything) * 3 // 4]
+    apart = [t.train(start, TASK.train, most, np.random.default_rng(0))[0].head for t in (plain, balanced)]
+    assert float((apart[0] - apart[1]).abs().max()) > 1e-3
 
 
 def test_any_method_may_train_balanced(tiny_vit: Path) -> None:

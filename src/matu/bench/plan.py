@@ -51,7 +51,7 @@ class Comparison:
     only
         The settings to run; empty: all.
     baseline
-        The method that differences are taken to, as it stands among `methods`.
+        The method that differences are taken to; none where it is not among `methods`.
     """
 
     base: RunConfig
@@ -80,6 +80,7 @@ class Comparison:
             )
         if not self.tune_setting:
             object.__setattr__(self, "tune_setting", list(self.settings)[-1])
+        object.__setattr__(self, "baseline", " ".join(self.baseline.split()))
 
     def check(self) -> None:
         """Raise ConfigError for whatever cannot work, before any work."""

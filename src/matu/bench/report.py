@@ -108,7 +108,7 @@ def _accuracy_columns(results: Results) -> list[_Column]:
 
 
 def _summary_columns(results: Results) -> list[_Column]:
-    return [
+    columns = [
         _Column("Normalised", lambda s: s["normalised"]["mean_of_ratios"]),
         _Column("Ratio of means", lambda s: s["normalised"]["ratio_of_means"]),
         _Column("Worst client", lambda s: s["worst_client"]),
@@ -116,8 +116,11 @@ def _summary_columns(results: Results) -> list[_Column]:
         _Column("MB down", lambda s: _number(s["downlink_bytes"], 1e-6)),
         _Column("Paper Mbit", lambda s: _number(s["paper_mbits"])),
         _Column(f"Rounds to {100 * results['target']:.0f} %", lambda s: _target(s["rounds_to_target"])),
-        _Column(f"Difference to {label(results['baseline'])}", lambda s: _difference(s["difference"])),
     ]
+    if any(one["difference"] for found in results["summary"].values() for one in found.values()):
+        name = f"Difference to {label(results['baseline'])}"
+        columns.append(_Column(name, lambda s: _difference(s["difference"])))
+    return columns
 
 
 def _rows(

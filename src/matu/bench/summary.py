@@ -29,10 +29,11 @@ def summarise(
         The record of how the rates were chosen, or None.
     """
     summary = {}
+    baseline = next((m for m in comparison.methods if " ".join(m.split()) == comparison.baseline), "")
     for setting in comparison.running():
         alone = _individual(_of(finished, setting, "individual"))
         summary[setting] = {
-            shown(method): _summary(mine, _of(finished, setting, comparison.baseline), alone, comparison.target)
+            shown(method): _summary(mine, _of(finished, setting, baseline), alone, comparison.target)
             for method in comparison.methods
             if (mine := _of(finished, setting, method))
         }

@@ -32,10 +32,10 @@ class Evaluation:
     clients
         By client: mean over its tasks of what it gets.
     similarity
-        Mean over pairs of tasks of the share of coordinates on which the server's vectors agree in sign (Eq. 5); None
-        before two tasks have one.
+        Of the server's vectors, mean of S (Eq. 5) over pairs of tasks; None before two tasks have one.
     cosine
-        By number of tasks: mean cosine of the vector that a client with so many gets to the server's own of that task.
+        By number of tasks: cosine of the vector that a client with so many gets of a task to the server's own; mean
+        over such clients and their tasks.
     """
 
     delivered: Mapping[str, float]
@@ -110,14 +110,15 @@ class Evaluator:
         server = self.method.server_weights(state)
         per_client: dict[str, dict[str, float]] = {}
         same: dict[tuple[str, ...], dict[str, float]] = {}
+        alike: dict[tuple[str, ...], list[float]] = {}
         cosines: dict[int, list[float]] = {}
         for name, tasks in self.clients.items():
             if self.method.personal or tasks not in same:
                 gets = self._delivered(state, name, tasks)
                 same[tasks] = self._accuracies(gets, images)
-                if server:
-                    cosines.setdefault(len(tasks), []).extend(_cosines(gets, server))
+                alike[tasks] = _cosines(gets, server) if server else []
             per_client[name] = same[tasks]
+            cosines.setdefault(len(tasks), []).extend(alike[tasks])
         return Evaluation.of_clients(
             per_client, self.tasks,
             server=self._accuracies(server, images) if server else {},

@@ -35,7 +35,7 @@ class Federation:
     method, method_name
         What is sent and how it is aggregated.
     clients
-        Tasks by client.
+        Tasks by client; of a deployed run, those that are there now.
     transport
         Carries the messages.
     run
@@ -67,7 +67,7 @@ class Federation:
 
     def sample(self, number: int) -> list[str]:
         """The clients of a round, distinct, in order; at least one."""
-        names = list(self.clients)
+        names = sorted(self.clients)
         count = max(1, round(self.participation * len(names)))
         chosen = stream(self.seed, "clients", number).choice(len(names), count, replace=False)
         return [names[i] for i in sorted(chosen)]
@@ -80,11 +80,13 @@ def run_rounds(
     evaluate: Callable[[int, State], Mapping[str, Any] | None],
     record: Callable[[Mapping[str, Any]], None],
     save: Callable[[Progress], None],
+    before: Callable[[int], None] = lambda _: None,
 ) -> Progress:
     """Go on from `progress` to the last round.
 
-    After each round, in this order: `evaluate` gives what to record of the new state (None: nothing),
-    `record` gets one line, `save` the progress. What is recorded and not saved is to be dropped on resume.
+    Ahead of each round `before` may bring `federation.clients` up to date. After it, in this order: `evaluate` gives
+    what to record of the new state (None: nothing), `record` gets one line, `save` the progress. What is recorded and
+    not saved is to be dropped on resume.
 
     A round that nobody answers changes nothing, and the run goes on.
 
@@ -96,6 +98,7 @@ def run_rounds(
     _stop_if_silent(progress)  # a resumed run that had stopped for this stays stopped
     mark = time.perf_counter()
     for number in range(progress.round + 1, federation.rounds + 1):
+        before(number)
         try:
             progress, line = _one_round(federation, progress, number)
             began = time.perf_counter()

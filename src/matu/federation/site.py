@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from matu.errors import DataError
+from matu.federation.hello import Score
 from matu.methods import Local, Method, State
 from matu.seeds import stream
 from matu.tasks import Task, class_list
@@ -67,7 +68,7 @@ class Site:
         """
         envelope = Envelope(request)
         received = envelope.header
-        self._check(received)
+        self._check(received, "train")
         opened = envelope.tensors(self.method.downlink_parts(received.tasks))
         losses: list[float] = []
         images_before = self.trainer.clock.train_images
@@ -93,6 +94,24 @@ class Site:
         self.memory = memory
         return payload
 
+    def measure(self, request: bytes) -> Score:
+        """How many of the site's own test images its weights in a message label right.
+
+        Raises
+        ------
+        DataError
+            As above.
+        """
+        envelope = Envelope(request)
+        asked = envelope.header
+        self._check(asked, "evaluate")
+        opened = envelope.tensors(self.method.downlink_parts(asked.tasks))
+        correct = {}
+        for task, weights in self.method.weights(asked.tasks, opened, self.memory).items():
+            test = self.tasks[task].test
+            correct[task] = round(self.trainer.accuracy(weights, test) * len(test.labels)) if len(test.labels) else 0
+        return Score(self.name, self.run, asked.round, correct)
+
     def _check_classes(self, task: str, theirs: str) -> None:
         ours = class_list(self.tasks[task].classes) if task in self.tasks else theirs
         if ours == theirs:
@@ -105,9 +124,9 @@ class Site:
             f"server; here they are {', '.join(self.tasks[task].classes)}"
         )
 
-    def _check(self, message: Header) -> None:
+    def _check(self, message: Header, kind: str) -> None:
         expected = {
-            "kind": "train", "run": self.run, "method": self.method_name, "site": self.name,
+            "kind": kind, "run": self.run, "method": self.method_name, "site": self.name,
             "fingerprint": self.trainer.model.fingerprint, "tasks": tuple(self.indices),
         }  # fmt: skip
         for task, theirs in zip(message.tasks, message.class_lists, strict=False):

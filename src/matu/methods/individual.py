@@ -143,7 +143,7 @@ def _to_plateau(trainer: Trainer, task: Task, start: Weights, draw: np.random.Ge
     """Train on nine tenths until the last tenth has not improved for some epochs."""
     order = draw.permutation(len(task.train.labels))
     held_out, rest = np.sort(order[: max(1, len(order) // 10)]), np.sort(order[max(1, len(order) // 10) :])
-    fit = Fit(trainer, start)
+    fit = Fit(trainer, start, task.train.labels[rest])
     best, best_accuracy, best_epoch = start, -1.0, 0
     for epoch in range(1, MOST_EPOCHS + 1):
         for batch in batches(rest, trainer.config.batch_size, draw, steps=0, epochs=1):

@@ -1,14 +1,14 @@
-"""MaTU+: every task keeps its own vector, and a site speaks only of what it has evidence for (docs/matu-plus.md).
+"""MaTU+: every task keeps its own vector, and a site speaks only of the classes that it has (docs/matu-plus.md).
 
 sent up      for each of the client's tasks, the round's change of its adapter and head
 sent down    the server's adapter and head of each of the client's tasks
 trained      every task from its own start, on logits plus the log share of each class at the site
 aggregated   per task over its holders, and a class's row of the head over those that have the class; then a step with
              momentum
-kept         at the server: adapter, its speed and rounds, and head of every task seen; at clients: nothing
+kept         at the server: adapter, head, momentum and number of rounds of every task seen; at clients: nothing
 
-A change is added to what the server holds, not to what arrived of that: what a downlink's codec loses is never paid
-twice.
+A change is added to what the server holds and not to what arrived of that, so what the codec of a downlink loses does
+not reach the server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from matu.methods.base import Local, Means, State
+from matu.config import RunConfig
+from matu.errors import ConfigError
+from matu.methods.base import Local, Means, Problem, State
 from matu.methods.per_task_fedavg import PerTaskFedAvg
 from matu.training import Objective, Weights
 from matu.vectors import ExactSum
@@ -29,22 +31,22 @@ from matu.wire import Kind, Part
 
 @dataclass(frozen=True)
 class Options:
-    """The server's step, and a control.
+    """The server's step (Eq. 4), and a control.
 
     Attributes
     ----------
     step, momentum
         η and β: speed ← β speed + mean change, adapter ← adapter + η speed; 1 and 0 take the mean as it is.
     anneal
-        κ: after m rounds of a task its step is η / √(1 + m/κ); 0: η throughout.
-    balanced
-        Off: sites train on plain cross-entropy, and every holder counts in every row of the head.
+        α: after m rounds of a task its step is η / √(1 + m/α); 0: η throughout.
+    evidence
+        Off, a control: sites train as `balanced` of [training] says, and every holder counts in every row of the head.
     """
 
     step: float = 0.3
     momentum: float = 0.7
     anneal: float = 10.0
-    balanced: bool = True
+    evidence: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.step < float("inf"):
@@ -60,13 +62,26 @@ class Options:
 
 
 class MatuPlus(PerTaskFedAvg):
-    """The method of this file."""
+    """The method of this file.
+
+    Raises
+    ------
+    ConfigError
+        Trimming, which takes a row of zeros for a vote against what others changed.
+    """
 
     Options = Options
 
+    def __init__(self, problem: Problem, config: RunConfig) -> None:
+        super().__init__(problem, config)
+        if self.options.evidence and config.defence.trim:
+            raise ConfigError(
+                "trim: takes a site that lacks a class for one that votes; with matu_plus, evidence=false"
+            )
+
     @property
     def objective(self) -> Objective:
-        return Objective(balanced=self.options.balanced)
+        return Objective(balanced=self.options.evidence)
 
     def uplink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
         p = self.problem
@@ -89,7 +104,7 @@ class MatuPlus(PerTaskFedAvg):
 
 
 class MatuPlusRound:
-    """Sums of one round, folded in as updates arrive; memory O(T·d) whatever the number of clients."""
+    """Sums of one round (Eq. 2 and 3), folded in as updates arrive; memory O(T·d) whatever the number of clients."""
 
     def __init__(self, method: MatuPlus, state: State) -> None:
         self.method, self.state, self.changes = method, state, Means()
@@ -103,10 +118,10 @@ class MatuPlusRound:
     def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
         self.changes.add(task, weights.vector, samples)
         rows = self.heads.setdefault(task, RowMeans(self.method.problem.head_shape(task)))
-        rows.add(weights.head, samples, every=not self.method.options.balanced)
+        rows.add(weights.head, samples, every=not self.method.options.evidence)
 
     def finish(self) -> State:
-        """A step of every task with holders; the others stay as they were."""
+        """A step of every task with holders (Eq. 4); the others stay as they were."""
         if not self.heads:
             return self.state
         state, c = dict(self.state), self.method.options
@@ -124,12 +139,14 @@ class MatuPlusRound:
 
 
 class RowMeans:
-    """Sample-weighted mean of changes of a head, row by row over those that changed it; equal in any order of arrival.
+    """Sample-weighted mean of the changes of a head, row by row over those that changed it (Eq. 3).
+
+    It has the same bits in any order of arrival.
 
     Parameters
     ----------
     shape
-        Rows and columns.
+        Classes, and features + 1.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -137,11 +154,17 @@ class RowMeans:
         self._samples = torch.zeros(shape[0], dtype=torch.int64)
 
     def add(self, change: Tensor, samples: int, *, every: bool = False) -> None:
-        """Fold in a change, float [rows, columns]; a row of zeros counts for nothing, unless `every` row counts."""
+        """Fold in a change, float32 [classes, features + 1]; a row of zeros counts only if `every` row does.
+
+        Raises
+        ------
+        ValueError
+            If a number is not finite; nothing is folded in then.
+        """
         self._sum.add(change.reshape(-1), samples)
         self._samples += samples * (change.ne(0).any(dim=1) | every)
 
     def mean(self) -> Tensor:
-        """float32 [rows, columns], zero where nobody changed a row."""
+        """The mean, float32 [classes, features + 1]; zero in a row that nobody changed."""
         samples = self._samples.clamp(min=1)[:, None]
         return (self._sum.value().reshape(self.shape) / samples).float()

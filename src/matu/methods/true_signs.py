@@ -1,7 +1,8 @@
 """MaTU whose masks are read as signs: an ablation (docs/matu-plus.md).
 
 Everything as in `matu`, and the same bytes, but for the unification: a mask of 0 means the opposite of the unified
-vector's sign and not zero, so no task loses its sign; magnitudes are the best that k tasks can share.
+vector's sign and not zero, so a task keeps the sign of every entry that is not zero; magnitudes are shared with the
+least squared error.
 """
 
 from __future__ import annotations
@@ -58,9 +59,11 @@ class TrueSignsRound(MatuRound):
 def share_magnitudes(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Unify with true signs: float [k, d] -> vector [d], masks bool [k, d], rescalers [k] >= 0.
 
-    λ^t (2 m^t − 1) ⊙ vector has the signs of τ^t, and magnitudes λ^t a that minimise Σ_t ‖|τ^t| − λ^t a‖²: λ is the
-    first eigenvector of the Gram matrix of the magnitudes, none of its entries negative, and a = Σ_t λ^t |τ^t|.
-    The vector's own signs are those of the sum, + where that is zero. One task comes back as it was.
+    λ^t (2 m^t − 1) ⊙ vector has the sign of τ^t wherever τ^t is not zero, and magnitudes λ^t a that minimise
+    Σ_t ‖|τ^t| − λ^t a‖²: λ is the first eigenvector of the Gram matrix of the magnitudes, none of its entries negative,
+    and a = Σ_t λ^t |τ^t|. Rank one has no place for zeros of single tasks: a zero takes the shared magnitude, and a
+    task that shares no entry with a larger one gets λ = 0. The vector's own signs are those of the sum, + where that
+    is zero. One task comes back as it was.
     """
     if len(vectors) == 1:
         return vectors[0].clone(), torch.ones_like(vectors, dtype=torch.bool), torch.ones(1, dtype=vectors.dtype)

@@ -51,7 +51,7 @@ class Objective:
     balanced
         Cross-entropy of logit + log share of the class among the images trained on (logit adjustment, Menon et al.
         2021; per client, Zhang et al. 2022). A class without images leaves the softmax (Li and Zhan 2021), and its
-        row of the head stays as it was: that a site lacks a class says nothing about the class.
+        row of the head stays as it was; with one class alone nothing is trained.
     """
 
     proximal: float = 0.0
@@ -123,6 +123,8 @@ class Trainer:
             If the loss is not finite.
         """
         fit = Fit(self, weights, split.labels[indices])
+        if fit.silent:
+            return weights, 0.0
         for batch in batches(indices, self.config.batch_size, draw, steps=steps, epochs=epochs):
             fit.step(split, batch)
         return fit.weights(), fit.mean_loss()
@@ -188,6 +190,11 @@ class Fit:
             counts = torch.from_numpy(np.bincount(labels, minlength=len(start.head)))
             self._log_shares = (counts / counts.sum()).log().to(self.model.device)
         self._losses, self._steps = torch.zeros((), device=self.model.device), 0
+
+    @property
+    def silent(self) -> bool:
+        """Nothing can be learnt: a balanced objective, and images of one class, whose loss is zero whatever happens."""
+        return self._log_shares is not None and int(self._log_shares.isfinite().sum()) == 1
 
     def step(self, split: Split, batch: np.ndarray) -> None:
         """One step on the images at `batch`."""

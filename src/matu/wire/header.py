@@ -18,7 +18,7 @@ MAX_METRICS = 16
 MAX_METRIC = 2.0**53
 MAX_SAMPLES = (1 << 32) - 1
 MAX_ROUND = (1 << 32) - 1
-KINDS = ("train", "update")
+KINDS = ("train", "update", "evaluate")
 _RUN = re.compile(r"[0-9a-f]{32}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _FRONT = struct.Struct("<4sBBI16s32s")
@@ -35,7 +35,7 @@ class Header:
     Attributes
     ----------
     kind
-        "train" (server to site) or "update" (site to server).
+        "train" (server to site), "update" (site to server), or "evaluate": as "train", to be measured and not trained.
     run
         32 hex digits: of which run.
     round
@@ -75,7 +75,7 @@ class Header:
     def _rules(self) -> list[tuple[bool, str]]:
         names = (self.method, self.site, *self.tasks, *self.class_lists, *self.metrics)
         count = len(self.tasks)
-        bad = [name for name in names if not _is_name(name)]
+        bad = [name for name in names if not is_name(name)]
         return [
             (self.kind in KINDS, f"kind {self.kind!r}, expected one of {KINDS}"),
             (bool(_RUN.fullmatch(self.run)), f"run {self.run!r}, expected 32 hex digits"),
@@ -135,7 +135,8 @@ def read_header(reader: Reader) -> Header:
     )  # fmt: skip
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
+    """Whether a text may name a site, a task or a class in a message."""
     return text.isprintable() and 0 < len(text.encode("utf-8", "surrogatepass")) <= MAX_TEXT_BYTES
 
 
