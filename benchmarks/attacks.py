@@ -42,7 +42,8 @@ from matu.config import (
 from matu.federation.site import Site
 from matu.methods import Local, Method
 from matu.report import Display
-from matu.simulate import Roots, deal, read_tasks, simulate
+from matu.roots import Roots, read_tasks
+from matu.simulate import deal, simulate
 from matu.tasks import Split
 from matu.tasks.cache import default_cache_dir
 from matu.training import Weights, build_trainer

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from matu.config import read_config
 from matu.methods import Method, Problem, find_method
+from matu.roots import Roots, read_tasks
 from matu.seeds import stream
-from matu.simulate import Roots, deal, read_tasks
+from matu.simulate import deal
 from matu.tasks import held_out
 from matu.tasks.cache import default_cache_dir
 from matu.training import build_trainer, prepare_machine

@@ -30,8 +30,9 @@ from matu.config import RunConfig, read_config
 from matu.federation.evaluation import Evaluator
 from matu.methods import Problem, State
 from matu.methods.matu import Matu
+from matu.roots import Roots, read_tasks
 from matu.seeds import stream
-from matu.simulate import Roots, deal, read_tasks
+from matu.simulate import deal
 from matu.tasks.cache import default_cache_dir
 from matu.training import Weights, build_trainer, prepare_machine
 from matu.wire import Codecs, Envelope, Header, Numbers, arrived, encode

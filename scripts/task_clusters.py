@@ -22,8 +22,8 @@ from sklearn.cluster import AgglomerativeClustering
 from matu import similarity
 from matu.bench.figures import similarity_map
 from matu.config import read_config
+from matu.roots import Roots, read_tasks
 from matu.seeds import stream
-from matu.simulate import Roots, read_tasks
 from matu.tasks import Task, default_cache_dir
 from matu.training import Trainer, Weights, build_trainer, decide, prepare_machine
 

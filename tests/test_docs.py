@@ -24,7 +24,8 @@ from matu.config import (
 from matu.federation.checkpoint import load_checkpoint
 from matu.methods import method_names
 from matu.report import Display
-from matu.simulate import Roots, simulate
+from matu.roots import Roots
+from matu.simulate import simulate
 from world import save_image_folder, tiny_task
 
 PAGE = (Path(__file__).parents[1] / "docs" / "results-explained.md").read_text(encoding="utf-8")

@@ -11,7 +11,8 @@ from matu.config import FederationConfig, RunConfig, WireConfig
 from matu.errors import ConfigError
 from matu.forecast import as_table, as_text, forecast
 from matu.report import Display
-from matu.simulate import Roots, simulate
+from matu.roots import Roots
+from matu.simulate import simulate
 from test_simulate import small
 
 METHODS = ("matu", "fedavg", "per_task_fedavg", "fedper", "mat_fl", "ffa_lora")

@@ -28,7 +28,8 @@ from matu.config import (
 from matu.errors import ConfigError, DataError
 from matu.methods import Method, State, find_method, method_names
 from matu.report import Display
-from matu.simulate import Roots, simulate
+from matu.roots import Roots
+from matu.simulate import simulate
 from matu.training import Weights
 from matu.wire import Codecs, Envelope, Header, Part, encode
 from playing import Player, block_problem, build, equal, random_ends

@@ -25,7 +25,8 @@ from matu.config import (
 )
 from matu.errors import ConfigError, DataError
 from matu.report import Display
-from matu.simulate import Roots, simulate
+from matu.roots import Roots
+from matu.simulate import simulate
 from matu.tasks import load_tasks
 from matu.training import Weights, build_trainer
 from matu.vectors import Unified

@@ -223,7 +223,7 @@ def _tasks(arguments: list[str]) -> int:
     parsed: TasksArguments = _parse(TasksArguments, arguments[len(named) :], TasksArguments(settings), "tasks")
     _prepare_libraries()
     from matu.report.tasks import print_tasks, tasks_as_json
-    from matu.simulate import read_tasks
+    from matu.roots import read_tasks
     from matu.tasks.contact_sheet import contact_sheet
 
     tasks = read_tasks(parsed.settings, _roots(parsed.folders))
@@ -333,7 +333,7 @@ def _flags(folders: Folders) -> list[str]:
 
 
 def _roots(folders: Folders) -> Any:
-    from matu.simulate import Roots
+    from matu.roots import Roots
     from matu.tasks import default_cache_dir
 
     def root(flag: str, given: Path | None, variable: str) -> Path | None:

@@ -11,8 +11,10 @@ import torch
 
 from matu.config import RunConfig, WireConfig
 from matu.errors import ConfigError
+from matu.federation.rounds import codecs_of
 from matu.methods import Local, Method, Problem, State, find_method, method_name
-from matu.simulate import Roots, codecs_of, deal, read_tasks
+from matu.roots import Roots, read_tasks
+from matu.simulate import deal
 from matu.tasks import class_list
 from matu.training import Weights, build_trainer
 from matu.wire import SHARES, Envelope, Header, encode

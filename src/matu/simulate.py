@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from matu.artifact import save_artifact
-from matu.config import FederationConfig, RunConfig, TasksConfig, WireConfig, write_config
+from matu.config import FederationConfig, RunConfig, write_config
 from matu.errors import ConfigError
 from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_checkpoint
 from matu.federation.evaluation import Evaluation, Evaluator
-from matu.federation.rounds import Federation, run_rounds
+from matu.federation.rounds import Federation, codecs_of, run_rounds
 from matu.federation.site import Site
 from matu.federation.transport import InProcess
 from matu.files import append_line, finish_before_interrupt, keep_lines, write_atomic
@@ -31,28 +31,11 @@ from matu.methods.base import parse_options
 from matu.methods.individual import Alone, individual
 from matu.methods.matu import pack
 from matu.report import Display, build_result
-from matu.tasks import Task, class_list, held_out, load_tasks
+from matu.roots import Roots, read_tasks
+from matu.tasks import Task, class_list, held_out
 from matu.tasks.partition import partition
 from matu.training import Trainer, Weights, build_trainer, decide, prepare_machine
-from matu.wire import Codecs, Numbers
 from matu.words import counted
-
-
-@dataclass(frozen=True)
-class Roots:
-    """Where this machine keeps things; never part of a configuration or a result.
-
-    Attributes
-    ----------
-    data, models
-        Folders of tasks and of backbones, or None.
-    cache
-        Decoded images and reference results.
-    """
-
-    data: Path | None
-    models: Path | None
-    cache: Path
 
 
 @dataclass(frozen=True)
@@ -136,14 +119,6 @@ def only_one(out: Path) -> Iterator[None]:
         yield
 
 
-def read_tasks(config: TasksConfig, roots: Roots) -> list[Task]:
-    """The tasks that a configuration names, checked and decoded."""
-    return load_tasks(
-        config.tasks, image_size=config.image_size, data_root=roots.data, cache_dir=roots.cache,
-        skip_bad_images=config.skip_bad_images, max_train=config.max_train, max_test=config.max_test,
-    )  # fmt: skip
-
-
 def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """By client and task, the indices of the client's training images."""
     shares = partition(
@@ -154,15 +129,6 @@ def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict
     )  # fmt: skip
     width = len(str(config.clients - 1))
     return {f"client-{number:0{width}d}": share for number, share in enumerate(shares)}
-
-
-def codecs_of(config: WireConfig) -> tuple[Codecs, Codecs]:
-    """How uplinks and downlinks travel."""
-    up = Codecs(
-        Numbers(config.uplink, config.uplink_change), Numbers(config.uplink_heads, config.uplink_change),
-        config.coded_masks,
-    )  # fmt: skip
-    return up, Codecs(Numbers(config.downlink), Numbers(config.downlink_heads), config.coded_masks)
 
 
 def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _Run:

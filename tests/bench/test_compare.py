@@ -11,7 +11,7 @@ import matu.bench.runner as compare_module
 from matu.bench import Bench, Comparison, compare
 from matu.bench.runner import run_cell
 from matu.errors import ConfigError, DataError, MatuError
-from matu.simulate import Roots
+from matu.roots import Roots
 from test_simulate import small
 
 

@@ -11,10 +11,11 @@ from matu.config import RunConfig, TasksConfig
 from matu.errors import MatuError
 from matu.federation.agent import Agent, Plan
 from matu.federation.roster import Roster
+from matu.federation.rounds import codecs_of
 from matu.federation.server import Server
 from matu.federation.transport import Failure
 from matu.methods import Problem, find_method
-from matu.simulate import Roots, codecs_of
+from matu.roots import Roots
 from matu.training import build_trainer, prepare_machine
 from test_simulate import small
 

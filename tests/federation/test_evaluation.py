@@ -11,7 +11,8 @@ import oracle
 from matu.config import WireConfig
 from matu.federation.evaluation import Evaluator
 from matu.report import Display
-from matu.simulate import Roots, simulate
+from matu.roots import Roots
+from matu.simulate import simulate
 from matu.training import Weights
 from matu.wire import Codecs, Numbers
 from playing import Player, build, play, random_ends

@@ -8,11 +8,10 @@ import torch
 from matu.config import RunConfig, WireConfig
 from matu.errors import DataError, MatuError
 from matu.federation.checkpoint import Progress
-from matu.federation.rounds import Federation, run_rounds
+from matu.federation.rounds import Federation, codecs_of, run_rounds
 from matu.federation.transport import Failure, InProcess
 from matu.methods import Local
 from matu.methods.matu import Matu
-from matu.simulate import codecs_of
 from matu.training import Weights
 from matu.wire import Codecs, Envelope, Header, Kind, arrived, encode
 from world import tiny_problem

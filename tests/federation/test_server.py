@@ -15,12 +15,12 @@ from matu.errors import DataError
 from matu.federation.agent import Plan
 from matu.federation.checkpoint import Progress
 from matu.federation.hello import Hello, Score
-from matu.federation.rounds import Federation, run_rounds
+from matu.federation.rounds import Federation, codecs_of, run_rounds
 from matu.federation.server import by_tasks
 from matu.federation.site import Site
 from matu.federation.transport import InProcess
 from matu.methods import Problem, find_method
-from matu.simulate import Roots, codecs_of, read_tasks
+from matu.roots import Roots, read_tasks
 from matu.tasks import class_list
 from matu.training import build_trainer
 from playing import equal

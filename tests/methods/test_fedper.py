@@ -7,7 +7,8 @@ from transformers import ViTConfig, ViTModel
 from matu.config import FederationConfig, MachineConfig, ModelConfig, RunConfig, TasksConfig
 from matu.errors import ConfigError
 from matu.report import Display
-from matu.simulate import Roots, simulate
+from matu.roots import Roots
+from matu.simulate import simulate
 from playing import Player, at, block_problem, build, close, play
 from world import SIZE, tiny_problem
 

@@ -25,7 +25,8 @@ from matu.bench.summary import summarise
 from matu.errors import ConfigError, MatuError
 from matu.files import write_atomic
 from matu.methods import Problem, Reference, find_method
-from matu.simulate import Roots, deal, only_one, read_tasks
+from matu.roots import Roots, read_tasks
+from matu.simulate import deal, only_one
 from matu.tasks import Task, held_out
 from matu.tasks.held_out import held_out_digest
 from matu.training import build_trainer, decide, prepare_machine

@@ -20,7 +20,8 @@ from matu.config import MachineConfig, RunConfig, read_config
 from matu.errors import ConfigError, DataError, MatuError
 from matu.files import DiskFullError, write_atomic
 from matu.report import Display
-from matu.simulate import Roots, simulate
+from matu.roots import Roots
+from matu.simulate import simulate
 from matu.training.machine import cores
 
 LOOK_EVERY_S = 60.0

@@ -20,11 +20,12 @@ from matu.artifact import save_artifact
 from matu.config import RunConfig, TasksConfig, config_of, config_table
 from matu.errors import ConfigError, DataError
 from matu.federation.hello import Held, Hello
+from matu.federation.rounds import codecs_of
 from matu.federation.site import Site
 from matu.files import write_atomic
 from matu.methods import Method, Problem, State, find_method, method_names
 from matu.methods.matu import pack
-from matu.simulate import Roots, codecs_of, read_tasks
+from matu.roots import Roots, read_tasks
 from matu.tasks import Task
 from matu.training import Trainer, build_trainer, prepare_machine
 from matu.wire import Envelope

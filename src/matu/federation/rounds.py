@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from matu.config import DefenceConfig
+from matu.config import DefenceConfig, WireConfig
 from matu.errors import DataError, MatuError
 from matu.federation.checkpoint import Progress, count_bytes
 from matu.federation.defence import Guard
 from matu.federation.transport import Failure, Transport
 from matu.methods import Method, State
 from matu.seeds import stream
-from matu.wire import Codecs, Envelope, Header, encode
+from matu.wire import Codecs, Envelope, Header, Numbers, encode
 
 LONGEST_REASON = 300
 """Characters of a reason that are kept: it may quote what somebody sent."""
@@ -214,3 +214,12 @@ def open_update(
     held = Envelope(request).tensors(method.downlink_parts(tasks))  # as the site holds it: changes are counted from it
     parts = method.uplink_parts(tasks)
     return update, envelope.tensors(parts, held), envelope.sizes(parts)
+
+
+def codecs_of(config: WireConfig) -> tuple[Codecs, Codecs]:
+    """How uplinks and downlinks travel."""
+    up = Codecs(
+        Numbers(config.uplink, config.uplink_change), Numbers(config.uplink_heads, config.uplink_change),
+        config.coded_masks,
+    )  # fmt: skip
+    return up, Codecs(Numbers(config.downlink), Numbers(config.downlink_heads), config.coded_masks)
