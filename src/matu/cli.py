@@ -26,6 +26,9 @@ matu: many-task federated fine-tuning with one unified task vector
   matu tasks    list and check tasks: classes, counts, a contact sheet
   matu methods  list the methods and their options
   matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
+  matu certs    keys and certificates for a federation of real sites
+  matu server   run a federation whose sites are elsewhere, over TLS
+  matu site     take part in one with this site's tasks
 
 matu COMMAND --help tells the options of a command; matu --version the version.
 """
@@ -122,6 +125,7 @@ def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run, "compare": _compare, "tasks": _tasks, "methods": _methods, "bits": _bits,
+        "certs": _certs, "server": _server, "site": _site,
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -319,6 +323,26 @@ def _bits(arguments: list[str]) -> int:
     found = forecast(parsed.settings, _roots(parsed.folders))
     print(json.dumps(as_table(parsed.settings, found), indent=1) if parsed.json else as_text(parsed.settings, found))
     return DONE
+
+
+def _certs(arguments: list[str]) -> int:
+    from matu.cli_sites import certs
+
+    return certs(arguments)
+
+
+def _server(arguments: list[str]) -> int:
+    _prepare_libraries()
+    from matu.cli_sites import server
+
+    return server(arguments)
+
+
+def _site(arguments: list[str]) -> int:
+    _prepare_libraries()
+    from matu.cli_sites import site
+
+    return site(arguments)
 
 
 def _no_more(command: str, arguments: list[str]) -> None:

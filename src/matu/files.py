@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from matu.errors import DataError, MatuError
+from matu.errors import ConfigError, DataError, MatuError
 
 
 class DiskFullError(MatuError):
@@ -105,3 +106,14 @@ def keep_lines(path: Path, last_round: int) -> None:
         if found != number:
             raise DataError(f"{path}: line {number} is not round {number}; the file is damaged, the run cannot go on")
     write_atomic(path, b"".join(line + b"\n" for line in lines[:last_round]))
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold a folder: two processes at work in one would ruin it."""
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{out}: another process is at work on this run; wait for it, or stop it") from None
+        yield

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from matu.federation.evaluation import Evaluation, Evaluator
 from matu.federation.rounds import Federation, codecs_of, run_rounds
 from matu.federation.site import Site
 from matu.federation.transport import InProcess
-from matu.files import append_line, finish_before_interrupt, keep_lines, write_atomic
+from matu.files import append_line, finish_before_interrupt, keep_lines, only_one, write_atomic
 from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
 from matu.methods.base import parse_options
 from matu.methods.individual import Alone, individual
@@ -106,17 +104,6 @@ def _check_new(out: Path) -> None:
     above = next(folder for folder in (out, *out.resolve().parents) if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ConfigError(f"--out {out}: cannot be made, {above} is no folder that can be written to")
-
-
-@contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Hold a folder: two processes at work in one would ruin it."""
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{out}: another process is at work on this run; wait for it, or stop it") from None
-        yield
 
 
 def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict[str, dict[str, np.ndarray]]:

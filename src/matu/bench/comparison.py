@@ -23,10 +23,10 @@ from matu.bench.report import latex, markdown
 from matu.bench.runner import Bench, DivergedError, jobs_of, run_cells
 from matu.bench.summary import summarise
 from matu.errors import ConfigError, MatuError
-from matu.files import write_atomic
+from matu.files import only_one, write_atomic
 from matu.methods import Problem, Reference, find_method
 from matu.roots import Roots, read_tasks
-from matu.simulate import deal, only_one
+from matu.simulate import deal
 from matu.tasks import Task, held_out
 from matu.tasks.held_out import held_out_digest
 from matu.training import build_trainer, decide, prepare_machine

@@ -6,6 +6,7 @@ What the server may set is in the `Plan`; tasks, folders and machine are the sit
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
 
 from matu.artifact import save_artifact
-from matu.config import RunConfig, TasksConfig, config_of, config_table
+from matu.config import MachineConfig, RunConfig, TasksConfig, config_of, config_table
 from matu.errors import ConfigError, DataError
 from matu.federation.hello import Held, Hello
 from matu.federation.rounds import codecs_of
@@ -27,7 +28,7 @@ from matu.methods import Method, Problem, State, find_method, method_names
 from matu.methods.matu import pack
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task
-from matu.training import Trainer, build_trainer, prepare_machine
+from matu.training import Trainer, build_trainer, decide, prepare_machine
 from matu.wire import Envelope
 
 PLANNED = ("model", "training", "matu", "wire")
@@ -101,7 +102,7 @@ class Agent:
     name
         The site's name.
     own
-        Its tasks and its machine (precision and threads decided); other sections are the server's.
+        Its tasks and its machine; other sections are the server's.
     roots
         Its folders of data, models and cache.
     folder
@@ -162,8 +163,10 @@ class Agent:
     def _prepare(self, plan: bytes) -> tuple[Plan, Trainer, Method]:
         if plan not in self._ready:
             followed = Plan.decode(plan, self.own)
-            config = followed.config
-            device = prepare_machine(config.machine)
+            machine = self._decided(plan, followed.config)
+            config = dataclasses.replace(followed.config, machine=machine)
+            followed = Plan(config)
+            device = prepare_machine(machine)
             trainer = build_trainer(config, self.roots.models, device, config.machine.precision)
             tasks = self._read(config.tasks)
             model, kind = trainer.model, find_method(config.federation.method)
@@ -174,6 +177,24 @@ class Agent:
             trainer = dataclasses.replace(trainer, objective=method.objective)
             self._ready = {plan: (followed, trainer, method)}
         return self._ready[plan]
+
+    def _decided(self, plan: bytes, config: RunConfig) -> MachineConfig:
+        """The machine's "auto" and 0, measured once for a plan and remembered: a round must not measure anew."""
+        path, key = self.folder / "machine.json", hashlib.sha256(plan).hexdigest()
+        try:
+            found = json.loads(path.read_text())
+            if found["plan"] == key and found["precision"] in ("float32", "bfloat16"):
+                return dataclasses.replace(
+                    config.machine, precision=found["precision"], threads=int(found["threads"])
+                )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        machine = decide(config, self.roots.models)
+        if machine != config.machine:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            note = {"plan": key, "precision": machine.precision, "threads": machine.threads}
+            write_atomic(path, json.dumps(note).encode())
+        return machine
 
     def _read(self, config: TasksConfig) -> dict[str, Task]:
         if config.image_size not in self._tasks:

@@ -106,7 +106,7 @@ class Server:
         )  # fmt: skip
         return run_rounds(
             federation, progress, before=self._gather, evaluate=self._evaluate,
-            record=lambda line: append_line(self.folder / "metrics.jsonl", json.dumps(line, allow_nan=False)),
+            record=self._record,
             save=lambda reached: save_checkpoint(self.folder / "checkpoint", reached, identity),
         )  # fmt: skip
 
@@ -131,6 +131,19 @@ class Server:
             held = self.roster.hellos[site].tasks
             found[site] = {t: score.correct[t] / held[t].test for t in self.roster.clients[site] if held[t].test}
         return found
+
+    def _record(self, line: Mapping[str, Any]) -> None:
+        append_line(self.folder / "metrics.jsonl", json.dumps(line, allow_nan=False))
+        answered = [site for site in line["clients"] if site not in line["failures"]]
+        loss = "" if line["loss"] is None else f", loss {line['loss']:.3f}"
+        shares = line.get("mean_accuracy", {})
+        found = "".join(f", {kind} {100 * share:.1f} %" for kind, share in shares.items())
+        self.tell(
+            f"round {line['round']}/{self.config.federation.rounds}: {', '.join(answered) or 'nobody'} answered{loss}"
+            f"{found}, {line['seconds']:.0f} s"
+        )
+        for site, reason in line["failures"].items():
+            self.tell(f"  site '{site}' did not: {reason}")
 
     def _gather(self, number: int) -> None:
         """Wait until enough sites are there; take in new ones."""

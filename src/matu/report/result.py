@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from matu.config import RunConfig
-from matu.federation.checkpoint import Progress
+from matu.federation.checkpoint import Progress, Totals
 from matu.federation.evaluation import Evaluation
 from matu.methods import method_name
 from matu.methods.individual import Alone
@@ -58,14 +58,7 @@ def build_result(
         "individual": {t: dataclasses.asdict(one) if one else None for t, one in alone.items()},
         "clients": {name: list(held) for name, held in clients.items()},
         "failures": totals.failures,
-        "bytes": {
-            "uplink_total": sum(totals.uplink.values()),
-            "downlink_total": sum(totals.downlink.values()),
-            "uplink_per_client_round": sum(totals.uplink.values()) / max(totals.messages_up, 1),
-            "downlink_per_client_round": sum(totals.downlink.values()) / max(totals.messages_down, 1),
-            "uplink": dict(totals.uplink),
-            "downlink": dict(totals.downlink),
-        },
+        "bytes": bytes_of(totals),
         "paper_mbits": paper_mbits,
         "seconds": {
             "total": totals.total_s,
@@ -76,9 +69,26 @@ def build_result(
         },
         "images_per_second": totals.images / totals.training_s if totals.training_s else None,
         "config": _config(config, tasks, backbone.name),
-        "versions": {name: version(name) for name in ("matu", "torch", "transformers", "peft", "datasets", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
     }  # fmt: skip
+
+
+def bytes_of(totals: Totals) -> dict[str, Any]:
+    """Bytes of all messages, and of a message, by direction and by what they were for."""
+    return {
+        "uplink_total": sum(totals.uplink.values()),
+        "downlink_total": sum(totals.downlink.values()),
+        "uplink_per_client_round": sum(totals.uplink.values()) / max(totals.messages_up, 1),
+        "downlink_per_client_round": sum(totals.downlink.values()) / max(totals.messages_down, 1),
+        "uplink": dict(totals.uplink),
+        "downlink": dict(totals.downlink),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what decides numbers."""
+    names = ("matu", "torch", "transformers", "peft", "datasets", "numpy")
+    return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
 def _task(task: Task) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""Commands of a deployed federation: certs, server, site."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from matu.errors import ConfigError
+
+DONE, INTERRUPTED = 0, 130
+_NOT_SECURED = "no TLS and no keys: whoever reaches the port takes part, and whoever listens reads every update"
+
+
+@dataclass(frozen=True)
+class CertsArguments:
+    """Make the keys and certificates of a federation; what is there already is kept, so that sites can be added."""
+
+    hosts: tuple[str, ...] = ()
+    """Names or addresses by which sites reach the server: fl.example.org 192.0.2.7."""
+    sites: tuple[str, ...] = ()
+    """Names of the sites."""
+    out: Path = Path("certs")
+    """Folder to write to."""
+    days: int = 365
+    """For how long certificates hold."""
+
+
+@dataclass(frozen=True)
+class ServerArguments:
+    """Run a federation whose sites are elsewhere, or go on with it: the same command goes on after any stop."""
+
+    config: Path
+    """server.toml: the run, [server] and [sites]."""
+    out: Path
+    """The run folder."""
+    models_root: Path | None = None
+    """Folder of backbone folders; the environment's MATU_MODELS by default."""
+    insecure: bool = False
+    """No TLS and no keys; on 127.0.0.1 only."""
+    insecure_anywhere: bool = False
+    """With --insecure: on any address."""
+    json: bool = False
+    """Print result.json alone on stdout."""
+
+
+@dataclass(frozen=True)
+class SiteArguments:
+    """Take part in a federation with this site's tasks, until it is stopped."""
+
+    config: Path
+    """site.toml: the site's name, its server, its tasks."""
+    insecure: bool = False
+    """No TLS and no keys; to a server on 127.0.0.1 only."""
+    insecure_anywhere: bool = False
+    """With --insecure: to any server."""
+
+
+def certs(arguments: list[str]) -> int:
+    """matu certs."""
+    asked = tyro.cli(CertsArguments, args=arguments, prog="matu certs")
+    from matu.federation.flower.certificates import make_certificates
+
+    made = make_certificates(asked.out, asked.hosts, asked.sites, asked.days)
+    for path in made:
+        print(path)
+    if not made:
+        print(f"{asked.out}: everything is there already")
+    print(
+        f"\nNext: send each site {asked.out / 'ca.crt'} and its own .key, by a way nobody else reads, and delete it here;"
+        f"\nkeep {asked.out / 'ca.key'} off the server. server.toml names this folder: [server] certificates."
+    )
+    return DONE
+
+
+def server(arguments: list[str]) -> int:
+    """matu server."""
+    asked = tyro.cli(ServerArguments, args=arguments, prog="matu server")
+    from matu.federation.flower.deploy import Deployment
+    from matu.federation.server_file import read_server
+
+    found = read_server(asked.config)
+    models = asked.models_root or (Path(os.environ["MATU_MODELS"]) if os.environ.get("MATU_MODELS") else None)
+    _warn(asked.insecure)
+    deployment = Deployment(
+        asked.config, found, asked.out, models, asked.insecure, asked.insecure_anywhere,
+        lambda text: print(text, file=sys.stderr if asked.json else sys.stdout, flush=True),
+    )  # fmt: skip
+    try:
+        result = deployment.run()
+    except KeyboardInterrupt:
+        print(f"\nmatu: stopped; the same command goes on with {asked.out}", file=sys.stderr)
+        return INTERRUPTED
+    if asked.json:
+        print(json.dumps(result, indent=1))
+        return DONE
+    for task, found_ in result["accuracy"].items():
+        print(f"{task}: {100 * found_['delivered']:.1f} % delivered")
+    print(f"{asked.out}: result.json  sites.json  metrics.jsonl  checkpoint/  artifact/")
+    return DONE
+
+
+def site(arguments: list[str]) -> int:
+    """matu site."""
+    asked = tyro.cli(SiteArguments, args=arguments, prog="matu site")
+    from matu.federation.flower.deploy import run_site
+    from matu.federation.site_file import read_site
+
+    found = read_site(asked.config)
+    if found.config.tasks == dataclasses.replace(found.config.tasks, tasks=()):
+        raise ConfigError(f"{asked.config}: [tasks] names none")
+    _warn(asked.insecure)
+    try:
+        return run_site(
+            asked.config, found, insecure=asked.insecure, anywhere=asked.insecure_anywhere,
+            tell=lambda text: print(text, flush=True),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print("\nmatu: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _warn(insecure: bool) -> None:
+    if insecure:
+        print(f"matu: --insecure: {_NOT_SECURED}", file=sys.stderr)

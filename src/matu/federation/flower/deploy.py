@@ -1,0 +1,327 @@
+"""The processes of a deployed federation: Flower's SuperLink with our run on it, and a site's SuperNode."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from matu.errors import ConfigError, MatuError
+from matu.federation.server_file import ServerFile
+from matu.federation.site_file import SiteFile
+from matu.files import write_atomic
+
+ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""Flower asks nobody, and installs nothing."""
+START_S = 60.0
+"""Seconds that a SuperLink may take until it listens."""
+STOP_S = 20.0
+"""Seconds that Flower's processes get to end by themselves."""
+LAST_LINES = 15
+_CONNECTION = "matu"
+_PR_SET_PDEATHSIG = 1
+
+
+class FlowerError(MatuError):
+    """One of Flower's processes failed."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A server's run and where it lives.
+
+    Attributes
+    ----------
+    file
+        Its server.toml.
+    server
+        The same, read.
+    folder
+        The run folder; Flower's own files are in `flower/`.
+    models
+        Folder of backbones.
+    insecure, anywhere
+        No TLS and no keys: whoever reaches the port takes part; on other addresses than 127.0.0.1 too.
+    tell
+        Takes a line for people.
+    """
+
+    file: Path
+    server: ServerFile
+    folder: Path
+    models: Path | None
+    insecure: bool
+    anywhere: bool
+    tell: Callable[[str], None]
+
+    @property
+    def home(self) -> Path:
+        """Flower's own folder."""
+        return self.folder / "flower"
+
+    @property
+    def log(self) -> Path:
+        """What the SuperLink says."""
+        return self.folder / "flower" / "superlink.log"
+
+    def run(self) -> dict[str, Any]:
+        """Run, or go on with, the federation to its end; the content of `result.json`.
+
+        Raises
+        ------
+        ConfigError, MatuError
+            For what keeps it from starting, or ended it.
+        """
+        self._check()
+        finished = self.folder / "result.json"
+        if finished.is_file():
+            self.tell(f"{self.folder} is complete; nothing to do")
+            return dict(json.loads(finished.read_text()))
+        self.home.mkdir(parents=True, exist_ok=True)
+        (self.folder / "failed.json").unlink(missing_ok=True)
+        with self._superlink() as superlink:
+            self._connect()
+            if not self.insecure:
+                self._admit()
+            self._start()
+            return self._follow(superlink)
+
+    def _check(self) -> None:
+        host, _, port = self.server.listening.address.rpartition(":")
+        if self.insecure and not self.anywhere and host not in ("127.0.0.1", "localhost", "::1"):
+            raise ConfigError(f"--insecure: only on 127.0.0.1, and the address is {host}; or also --insecure-anywhere")
+        if not self.insecure:
+            needed = ["ca.crt", "server.pem", "server.key", *(f"{name}.pub" for name in self.server.sites)]
+            missing = [name for name in needed if not (self.server.certificates / name).is_file()]
+            if missing:
+                raise ConfigError(
+                    f"{self.server.certificates}: {', '.join(missing)} not there; matu certs --out "
+                    f"{self.server.certificates} --hosts ADDRESS --sites {' '.join(self.server.sites)} makes them"
+                )
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError as error:
+                raise ConfigError(
+                    f"[server] address {host}:{port}: {error.strerror}; is another server there?"
+                ) from None
+
+    @contextlib.contextmanager
+    def _superlink(self) -> Iterator[subprocess.Popen[bytes]]:
+        host, _, port = self.server.listening.address.rpartition(":")
+        where = self.server.certificates
+        secured = ["--insecure"] if self.insecure else [
+            "--ssl-ca-certfile", str(where / "ca.crt"), "--ssl-certfile", str(where / "server.pem"),
+            "--ssl-keyfile", str(where / "server.key"), "--enable-supernode-auth",
+        ]  # fmt: skip
+        command = [
+            _tool("flower-superlink"), "--host", host, "--port", port, "--database", str(self.home / "state.db"),
+            "--disable-runtime-dependency-installation", *secured,
+        ]  # fmt: skip
+        with _process(command, self.log, self.home) as process:
+            _await_port(process, "127.0.0.1" if host in ("0.0.0.0", "") else host, int(port), self.log)
+            yield process
+
+    def _connect(self) -> None:
+        """Tell Flower's command line how to reach our SuperLink."""
+        host, _, port = self.server.listening.address.rpartition(":")
+        reach = {"address": f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"}
+        certificate = str((self.server.certificates / "ca.crt").resolve())
+        connection: dict[str, Any] = reach | (
+            {"insecure": True} if self.insecure else {"root-certificates": certificate}
+        )
+        table = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+        write_atomic(self.home / "config.toml", tomli_w.dumps(table).encode())
+
+    def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command, environment = [_tool("flwr"), *words], _environment(self.home)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    def _admit(self) -> None:
+        """Register the sites' keys; those of earlier starts are known already."""
+        for site in self.server.sites:
+            key = self.server.certificates / f"{site}.pub"
+            done = self._flwr("supernode", "register", str(key), _CONNECTION, "--name", site)
+            said = done.stdout + done.stderr
+            if done.returncode and "already" not in said.lower():
+                raise FlowerError(f"the key of site '{site}' was not taken: {_last(said)}")
+
+    def _start(self) -> None:
+        app = self.home / "app"
+        shutil.rmtree(app, ignore_errors=True)
+        app.mkdir(parents=True)
+        (app / "pyproject.toml").write_bytes(
+            files("matu.federation.flower").joinpath("app/pyproject.toml").read_bytes()
+        )
+        given = {
+            "folder": str(self.folder.resolve()), "config": str(self.file.resolve()),
+            "models": str(self.models.resolve()) if self.models else "",
+        }  # fmt: skip
+        words = " ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
+        done = self._flwr("run", str(app), _CONNECTION, "--run-config", words)
+        if done.returncode:
+            raise FlowerError(f"Flower did not take the run: {_last(done.stdout + done.stderr)}")
+
+    def _follow(self, superlink: subprocess.Popen[bytes]) -> dict[str, Any]:
+        """Hand on what the run says until it has ended."""
+        said, looked = _size(self.folder / "server.log"), time.monotonic()
+        while True:
+            said = self._hand_on(said)
+            if (self.folder / "result.json").is_file():
+                self._hand_on(said)
+                return dict(json.loads((self.folder / "result.json").read_text()))
+            if (self.folder / "failed.json").is_file():
+                note = json.loads((self.folder / "failed.json").read_text())
+                raise (ConfigError if note["kind"] == "ConfigError" else MatuError)(note["error"])
+            if superlink.poll() is not None:
+                raise FlowerError(f"the SuperLink ended ({superlink.returncode}): {_last(_text(self.log))}")
+            if time.monotonic() - looked > 5:
+                looked = time.monotonic()
+                self._require_running()
+            time.sleep(0.3)
+
+    def _require_running(self) -> None:
+        listed = self._flwr("list", _CONNECTION, "--format", "json")
+        try:
+            runs = json.loads(listed.stdout)["runs"]
+            status = str(max(runs, key=lambda one: str(one.get("created-at", "")))["status"])
+        except (ValueError, KeyError, TypeError):
+            return
+        if status.startswith("finished") and not (self.folder / "result.json").is_file():
+            time.sleep(2)
+            if not any((self.folder / name).is_file() for name in ("result.json", "failed.json")):
+                raise FlowerError(f"Flower says of the run: {status}; {self.log}: {_last(_text(self.log))}")
+
+    def _hand_on(self, said: int) -> int:
+        path = self.folder / "server.log"
+        if _size(path) <= said:
+            return said
+        with open(path, "rb") as file:
+            file.seek(said)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        for line in whole.decode(errors="replace").splitlines():
+            self.tell(line)
+        return said + len(whole)
+
+
+def run_site(
+    file: Path, site: SiteFile, *, insecure: bool, anywhere: bool, tell: Callable[[str], None]
+) -> int:  # fmt: skip
+    """Run a site's SuperNode until it ends; its exit code.
+
+    Raises
+    ------
+    ConfigError
+        For a key or certificate that is not there, or another process at work for this site.
+    """
+    host = site.server.rpartition(":")[0]
+    if insecure and not anywhere and host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"--insecure: only with a server on 127.0.0.1, and it is {host}; or also --insecure-anywhere")
+    secured = ["--insecure"]
+    if not insecure:
+        for name in ("certificate", "key"):
+            path = getattr(site, name)
+            if path is None or not path.is_file():
+                raise ConfigError(
+                    f"{file}: {name} {path or 'is missing'}; the people of the server send it (matu certs)"
+                )
+        secured = ["--root-certificates", str(site.certificate), "--auth-supernode-private-key", str(site.key)]
+    site.folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        _tool("flower-supernode"), "--superlink", site.server, "--port", str(port),
+        "--node-config", f"site={json.dumps(str(file.resolve()))}", *secured,
+    ]  # fmt: skip
+    tell(f"site '{site.name}' connects to {site.server}; {site.folder / 'supernode.log'} has what Flower says")
+    with _process(command, site.folder / "supernode.log", site.folder / "flower") as process:
+        return process.wait()
+
+
+@contextlib.contextmanager
+def _process(command: list[str], log: Path, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with this one, whatever ends it; what it says goes to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as said:
+        process = subprocess.Popen(
+            command, env=_environment(home), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it started and left
+
+
+def _environment(home: Path) -> dict[str, str]:
+    """For Flower's processes: its own folder, and its programs on the path, which it looks for by name."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, **ENVIRONMENT, "FLWR_HOME": str(home.resolve()), "PATH": path}
+
+
+def _end_with_parent() -> None:
+    """In a new process: SIGTERM when the process that started it is gone, kill -9 included (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _await_port(process: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:
+    began = time.monotonic()
+    while time.monotonic() - began < START_S:
+        if process.poll() is not None:
+            raise FlowerError(f"the SuperLink ended ({process.returncode}): {_last(_text(log))}")
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+            return
+        time.sleep(0.2)
+    raise FlowerError(f"the SuperLink does not listen on {host}:{port} after {START_S:g} s: {_last(_text(log))}")
+
+
+def _tool(name: str) -> str:
+    """A program of Flower, beside this Python."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.is_file() else shutil.which(name)
+    if not found:
+        raise ConfigError(f"{name}: not there; pip install 'flwr==1.41.*'")
+    return found
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _last(text: str) -> str:
+    return " | ".join(line.strip() for line in text.strip().splitlines()[-LAST_LINES:] if line.strip())[-1500:]

@@ -1,0 +1,116 @@
+"""Sites behind a Flower grid, known by the name they say and never by the id of their node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from matu.errors import DataError
+from matu.federation.flower.records import payload_of, request
+from matu.federation.transport import Failure
+
+QUESTIONS = {"hello": "query", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish"}
+"""Flower's type of message for each question of the server."""
+_CODES = {2: "site", 3: "gone", 5: "gone", 8: "killed"}
+"""Flower's error codes: the app raised; the message, or the node, is not there; its process ended."""
+
+
+@dataclass
+class FlowerRemote:
+    """Questions to sites over Flower (`matu.federation.server.Remote`).
+
+    Attributes
+    ----------
+    grid
+        Flower's way to its nodes.
+    plan
+        Goes with every question.
+    min_sites, deadline_s
+        A question to several sites ends when all have answered, or, `deadline_s` after it was put, when at least
+        `min_sites` have. 0: there is no deadline.
+    poll_s
+        Seconds between looks for replies.
+    """
+
+    grid: Grid
+    plan: bytes
+    min_sites: int = 1
+    deadline_s: float = 0.0
+    poll_s: float = 0.2
+    _names: dict[int, str] = field(default_factory=dict)
+    _refused: set[int] = field(default_factory=set)
+    _greeted: dict[str, int] = field(default_factory=dict)
+    """Hellos under way: message id -> node."""
+
+    def look(self, admit: Callable[[str, bytes | Failure], str | None]) -> set[str]:
+        """Ask new nodes who they are, take in who has answered; the sites that are there."""
+        there = set(self.grid.get_node_ids())
+        gone = (set(self._names) | self._refused) - there
+        for node in gone:
+            self._names.pop(node, None)
+        if gone:  # a name may be free again
+            self._refused.clear()
+        asked = set(self._greeted.values())
+        new = sorted(there - set(self._names) - self._refused - asked)
+        self._greeted |= self._push("hello", dict.fromkeys(new, b""))
+        for node, answer in self._replies(self._greeted):
+            if node in there:
+                name = admit(str(node), answer)
+                if name is None:
+                    self._refused.add(node)
+                else:
+                    self._names[node] = name
+        return set(self._names.values())
+
+    def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
+        """Pairs of site and reply as they arrive; sites that are late, or not there, fail."""
+        nodes = {name: node for node, name in self._names.items()}
+        for site in sorted(set(payloads) - set(nodes)):
+            yield site, Failure("gone", "not there")
+        sent = {nodes[site]: payloads[site] for site in payloads if site in nodes}
+        pending = self._push(question, sent)
+        sites, answered, began = dict(self._names), 0, time.monotonic()
+        for node in sorted(set(sent) - set(pending.values())):
+            yield sites[node], Failure("gone", "Flower took no message for its node")
+        while pending:
+            replies = list(self._replies(pending))
+            for node, answer in replies:
+                answered += not isinstance(answer, Failure)
+                yield sites[node], answer
+            if self.deadline_s and answered >= self.min_sites and time.monotonic() - began >= self.deadline_s:
+                break
+            if pending and not replies:
+                time.sleep(self.poll_s)
+        for node in sorted(pending.values()):
+            yield sites[node], Failure("late", f"no answer in {self.deadline_s:g} s")
+
+    def _push(self, question: str, payloads: Mapping[int, bytes]) -> dict[str, int]:
+        """Send to nodes; message id -> node."""
+        if not payloads:
+            return {}
+        kind = QUESTIONS[question]
+        messages = [request(kind, self.plan, payload, node) for node, payload in payloads.items()]
+        ids = list(self.grid.push_messages(messages))  # a list: the deployed grid goes through it twice
+        return {one: node for one, node in zip(ids, payloads, strict=True) if one}
+
+    def _replies(self, pending: dict[str, int]) -> Iterator[tuple[int, bytes | Failure]]:
+        """What has arrived, taken out of `pending`. Flower's own errors name no sender: the question does."""
+        if not pending:
+            return
+        for message in list(self.grid.pull_messages(list(pending))):
+            node = pending.pop(message.metadata.reply_to_message_id, None)
+            if node is not None:
+                yield node, _answer(message)
+
+
+def _answer(message: Message) -> bytes | Failure:
+    if message.has_error():
+        return Failure(_CODES.get(message.error.code, "flower"), message.error.reason or f"code {message.error.code}")
+    try:
+        return payload_of(message)
+    except DataError as error:
+        return Failure("message", str(error))

@@ -1,0 +1,35 @@
+"""Flower's ServerApp: the run of a folder, over the grid that Flower gives it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from matu.errors import MatuError
+from matu.federation.flower.remote import FlowerRemote
+from matu.federation.server_file import read_server
+from matu.files import append_line, write_atomic
+from matu.serve import serve
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that `matu server` prepared; what ends it early is left in `failed.json` for that command."""
+    folder = Path(str(context.run_config["folder"]))
+    server = read_server(Path(str(context.run_config["config"])))
+    models = str(context.run_config["models"])
+    listening = server.listening
+    try:
+        serve(
+            server, folder, Path(models) if models else None,
+            lambda plan: FlowerRemote(grid, plan, listening.min_sites, listening.deadline_s),
+            lambda text: append_line(folder / "server.log", text),
+        )  # fmt: skip
+    except MatuError as error:
+        write_atomic(folder / "failed.json", json.dumps({"error": str(error), "kind": type(error).__name__}).encode())
+        raise

@@ -1,0 +1,172 @@
+"""Rounds over Flower's messages, without its processes: the same numbers, and every way to fail."""
+
+import time
+from pathlib import Path
+
+import pytest
+from flower_grid import LocalGrid, Node, app_node
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from remote import HOLDS, House, run_config
+
+from matu.errors import DataError
+from matu.federation.agent import Plan
+from matu.federation.flower.node import client_app
+from matu.federation.flower.records import payload_of, plan_of, reply, request
+from matu.federation.flower.remote import FlowerRemote
+from matu.federation.transport import Failure
+from playing import equal
+
+IDS = {"east": (1 << 63) + 5, "north": 17, "south": (1 << 64) - 2}
+"""Beyond what a float, or a signed number, can hold."""
+
+
+def grid_of(house: House) -> LocalGrid:
+    return LocalGrid({
+        IDS[name]: app_node(client_app(lambda _, name=name: house.agent(name)), IDS[name])  # type: ignore[misc]
+        for name in house.holds
+    })  # fmt: skip
+
+
+def over(grid: LocalGrid, house: House, **changes: object) -> FlowerRemote:
+    return FlowerRemote(grid, Plan(house.config).encode(), poll_s=0.01, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["matu", "matu_plus", "fedper", "mat_fl"])
+def test_the_numbers_are_those_without_flower(tiny_vit: Path, tiny_data: Path, tmp_path: Path, method: str) -> None:
+    plain = House(run_config(tiny_vit, method=method), tiny_data, tmp_path / "plain")
+    expected = plain.server(plain.nodes(), []).rounds()
+    house = House(run_config(tiny_vit, method=method), tiny_data, tmp_path / "flower")
+    grid = grid_of(house)
+    server = house.server(over(grid, house), [])  # type: ignore[arg-type]
+    found = server.rounds()
+    assert equal(found.state, expected.state)
+    assert found.totals.uplink == expected.totals.uplink
+    assert [kind for kind, _ in grid.log].count("query") == 3, "a site is asked who it is once"
+    assert set(server.measure(found, "finish")) == set(HOLDS)
+    assert grid.log[-1][0] == "evaluate.finish"
+    assert all((tmp_path / "flower" / site / "artifact/artifact.json").is_file() for site in HOLDS)
+
+
+def echo(message: Message) -> Message:
+    return reply(payload_of(message) + b"!", message)
+
+
+def named(nodes: dict[str, Node], **changes: object) -> tuple[FlowerRemote, LocalGrid]:
+    """A remote whose nodes have been admitted under these names."""
+    ids = {name: 10 + i for i, name in enumerate(nodes)}
+    grid = LocalGrid({ids[name]: node for name, node in nodes.items()})
+    remote = FlowerRemote(grid, b"plan", poll_s=0.01, **changes)  # type: ignore[arg-type]
+    remote._names = {node: name for name, node in ids.items()}
+    return remote, grid
+
+
+def test_replies_are_told_apart_by_the_question_and_not_by_who_says_he_sent_them() -> None:
+    remote, grid = named({"a": echo, "b": echo, "c": echo})
+    grid.lost = {11}  # Flower's own errors name node 1 as their sender
+    found = dict(remote.ask("train", {"a": b"1", "b": b"2", "c": b"3"}))
+    assert found == {"a": b"1!", "b": Failure("gone", "Node unavailable"), "c": b"3!"}
+
+
+def test_a_late_site_is_left_out_once_enough_have_answered() -> None:
+    remote, _ = named({"a": echo, "b": lambda _: None, "c": echo}, min_sites=2, deadline_s=0.2)
+    began = time.monotonic()
+    found = dict(remote.ask("train", dict.fromkeys("abc", b"")))
+    assert 0.2 <= time.monotonic() - began < 2
+    assert found == {"a": b"!", "b": Failure("late", "no answer in 0.2 s"), "c": b"!"}
+
+
+def test_too_few_answers_are_waited_for_beyond_the_deadline() -> None:
+    began = time.monotonic()
+
+    def slow(message: Message) -> Message | None:
+        return echo(message) if time.monotonic() - began > 0.5 else None
+
+    remote, _ = named({"a": echo, "b": slow, "c": lambda _: None}, min_sites=2, deadline_s=0.1)
+    found = dict(remote.ask("train", dict.fromkeys("abc", b"")))
+    assert time.monotonic() - began >= 0.5
+    assert found["b"] == b"!"
+    assert isinstance(found["c"], Failure)
+
+
+def test_all_answers_end_a_question_at_once() -> None:
+    remote, _ = named({"a": echo}, min_sites=1, deadline_s=60)
+    began = time.monotonic()
+    assert dict(remote.ask("train", {"a": b""})) == {"a": b"!"}
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(("code", "expected"), [(2, "site"), (3, "gone"), (5, "gone"), (8, "killed"), (0, "flower")])
+def test_every_code_of_flower_has_a_name(code: int, expected: str) -> None:
+    from flwr.app import Error
+
+    remote, _ = named({"a": lambda message: Message(Error(code, "why"), reply_to=message)})
+    assert dict(remote.ask("train", {"a": b""})) == {"a": Failure(expected, "why")}
+
+
+def test_who_is_not_there_fails_at_once() -> None:
+    remote, grid = named({"a": echo, "b": echo})
+    del grid.nodes[11]
+    found = dict(remote.ask("train", {"a": b"", "b": b"", "z": b""}))
+    assert found == {
+        "a": b"!", "b": Failure("gone", "Flower took no message for its node"), "z": Failure("gone", "not there"),
+    }  # fmt: skip
+
+
+def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
+    grid = LocalGrid({1: lambda message: reply(b"north", message), 2: lambda message: reply(b"north", message)})
+    remote = FlowerRemote(grid, b"", poll_s=0.01)
+    taken: set[str] = set()
+
+    def admit(node: str, answer: bytes | Failure) -> str | None:
+        assert isinstance(answer, bytes)
+        name = answer.decode()
+        if name in taken:
+            return None
+        taken.add(name)
+        return name
+
+    assert remote.look(admit) == {"north"}
+    held = next(iter(remote._names))
+    assert remote.look(admit) == {"north"}
+    assert len(grid.log) == 2, "who was refused is not asked again while nobody leaves"
+    del grid.nodes[held]
+    taken.clear()
+    assert remote.look(admit) == {"north"}
+    assert set(remote._names) == set(grid.nodes)
+
+
+def records(**changes: object) -> RecordDict:
+    return RecordDict({"message": ArrayRecord({"message": Array("uint8", (2,), "raw", b"ab")})} | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"message": ConfigRecord({"message": b"ab"})}),
+        RecordDict({"message": ArrayRecord({"other": Array("uint8", (2,), "raw", b"ab")})}),
+        RecordDict({"message": ArrayRecord({"message": Array("uint8", (3,), "raw", b"ab")})}),
+        RecordDict({"message": ArrayRecord({"message": Array("float32", (2,), "raw", b"ab")})}),
+        RecordDict({"message": ArrayRecord({"message": Array("uint8", (2,), "numpy.ndarray", b"ab")})}),
+        records(more=MetricRecord({"x": 1.0})),
+        RecordDict(
+            {"message": ArrayRecord({name: Array("uint8", (2,), "raw", b"ab") for name in ("message", "more")})}
+        ),
+    ],
+)
+def test_another_content_is_a_failure_of_its_sender(content: RecordDict) -> None:
+    remote, _ = named({"a": lambda message: Message(content, reply_to=message), "b": echo})
+    found = dict(remote.ask("train", {"a": b"", "b": b""}))
+    assert isinstance(found["a"], Failure)
+    assert found["a"].code == "message"
+    assert found["b"] == b"!"
+
+
+def test_a_request_holds_what_was_put_into_it() -> None:
+    LocalGrid({})
+    message = request("train", b"the plan", b"\x00\xffpayload", (1 << 64) - 1)
+    assert plan_of(message) == b"the plan"
+    assert payload_of(message) == b"\x00\xffpayload"
+    assert message.metadata.dst_node_id == (1 << 64) - 1
+    with pytest.raises(DataError, match="plan"):
+        plan_of(reply(b"", message))
