@@ -72,7 +72,7 @@ def certs(arguments: list[str]) -> int:
     if not made:
         print(f"{asked.out}: everything is there already")
     print(
-        f"\nNext: send each site {asked.out / 'ca.crt'} and its own .key, by a way nobody else reads, and delete it here;"
+        f"\nNext: send a site {asked.out / 'ca.crt'} and its own .key by a way nobody else reads, and delete it here;"
         f"\nkeep {asked.out / 'ca.key'} off the server. server.toml names this folder: [server] certificates."
     )
     return DONE

@@ -80,12 +80,13 @@ def _server(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:
     signer = load_pem_private_key((folder / "ca.key").read_bytes(), None)
     assert isinstance(signer, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(CURVE)
+    names = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1"]))  # the server's own orders come from here
     certificate = (
         _builder(_name("matu server"), authority.subject, key.public_key(), days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_host(host) for host in names]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
     pem = certificate.sign(signer, hashes.SHA384())

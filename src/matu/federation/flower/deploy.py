@@ -136,8 +136,8 @@ class Deployment:
             "--ssl-keyfile", str(where / "server.key"), "--enable-supernode-auth",
         ]  # fmt: skip
         command = [
-            _tool("flower-superlink"), "--host", host, "--port", port, "--database", str(self.home / "state.db"),
-            "--disable-runtime-dependency-installation", *secured,
+            sys.executable, "-m", "matu.federation.flower.superlink", "--host", host, "--port", port,
+            "--database", str(self.home / "state.db"), "--disable-runtime-dependency-installation", *secured,
         ]  # fmt: skip
         with _process(command, self.log, self.home) as process:
             _await_port(process, "127.0.0.1" if host in ("0.0.0.0", "") else host, int(port), self.log)
