@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import tomli_w
 from remote import HOLDS, House, run_config
@@ -35,10 +37,10 @@ def free_port() -> int:
 class Sites:
     """A server's file and the sites', and processes of them that end with the test."""
 
-    def __init__(self, house: House, port: int) -> None:
+    def __init__(self, house: House, port: int, min_sites: int = 3) -> None:
         self.house, self.port, self.folder = house, port, house.folder
         table = config_table(house.config)
-        table["server"] = {"address": f"127.0.0.1:{port}", "min_sites": 3, "certificates": "certs"}
+        table["server"] = {"address": f"127.0.0.1:{port}", "min_sites": min_sites, "certificates": "certs"}
         table["sites"] = {site: list(held) for site, held in HOLDS.items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "server.toml").write_text(tomli_w.dumps(table))
@@ -71,6 +73,17 @@ class Sites:
 
     def site(self, name: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         return self.process("site", "--config", f"{name}.toml")
+
+    @contextlib.contextmanager
+    def restarting(self, name: str) -> Iterator[None]:
+        """A site under a supervisor."""
+        command = f"until {' '.join(map(shlex.quote, MATU))} site --config {name}.toml; do sleep 3; done"
+        with open(self.folder / f"supervised-{name}.out", "ab") as said:
+            process = subprocess.Popen(["sh", "-c", command], cwd=self.folder, stdout=said, stderr=said)
+        try:
+            yield
+        finally:
+            end_all(process)
 
     def listening(self) -> None:
         """Wait until the server takes connections."""
@@ -109,3 +122,51 @@ def test_real_sites_over_tls_end_with_the_numbers_of_one_process(
     assert all((sites.folder / site / "artifact/artifact.json").is_file() for site in HOLDS)
     assert not [p for p in (sites.folder / "run").rglob("*") if p.suffix in (".png", ".npy")]
     assert os.path.getsize(sites.folder / "run/server.log")
+
+
+def end_all(process: subprocess.Popen[bytes]) -> None:
+    """kill -9 of a command and of everything that it started, at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+
+
+def rounds_done(folder: Path) -> int:
+    path = folder / "run/metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def until(what: Callable[[], bool], sites: Sites, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, sites.said()
+        time.sleep(0.3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_run_outlives_kill_9_of_a_site_and_of_the_server(tiny_vit: Path, tiny_data: Path, tmp_path: Path) -> None:
+    house = House(run_config(tiny_vit, method="fedper", rounds=7, participation=1.0), tiny_data, tmp_path / "real")
+    sites = Sites(house, free_port(), min_sites=2)
+    with contextlib.ExitStack() as running:
+        server = running.enter_context(sites.server())
+        sites.listening()
+        nodes = {name: running.enter_context(sites.site(name)) for name in HOLDS}
+        until(lambda: rounds_done(sites.folder) >= 1, sites)
+        end_all(nodes["north"])
+        until(lambda: rounds_done(sites.folder) >= 3, sites)
+        lines = [json.loads(line) for line in (sites.folder / "run/metrics.jsonl").read_text().splitlines()]
+        assert "north" not in lines[-1]["clients"] or "north" in lines[-1]["failures"]
+        running.enter_context(sites.restarting("north"))
+        before = rounds_done(sites.folder)
+        end_all(server)
+        server = running.enter_context(sites.server())
+        assert server.wait(500) == 0, sites.said()
+    lines = [json.loads(line) for line in (sites.folder / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == list(range(1, 8))
+    assert before < 7
+    assert "north" in lines[-1]["clients"], "it is asked again once it is back"
+    assert "north" not in lines[-1]["failures"]
+    assert json.loads((sites.folder / "run/result.json").read_text())["rounds"] == 7
