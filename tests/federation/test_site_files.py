@@ -1,0 +1,171 @@
+"""What people of a server and of a site write down, and the keys that they are given."""
+
+import ssl
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+
+from matu.cli import run_command
+from matu.errors import ConfigError
+from matu.federation.flower.certificates import make_certificates
+from matu.federation.server_file import read_server
+from matu.federation.site_file import read_site
+
+SERVER = {"server": {"min_sites": 1}, "sites": {"north": ["flowers", "birds"]}, "federation": {"rounds": 3}}
+SITE = {"name": "north", "server": "fl.example.org:8000", "tasks": {"tasks": ["./flowers", "demo:digits"]}}
+
+
+def written(path: Path, table: dict[str, Any]) -> Path:
+    path.write_text(tomli_w.dumps(table))
+    return path
+
+
+def test_a_servers_file_is_a_run_and_who_may_take_part(tmp_path: Path) -> None:
+    found = read_server(written(tmp_path / "server.toml", SERVER))
+    assert found.config.federation.rounds == 3
+    assert found.sites == {"north": ("flowers", "birds")}
+    assert found.listening.address == "127.0.0.1:8000"
+    assert found.certificates == tmp_path / "certs"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sites": {}}, "nobody is admitted"),
+        ({"sites": {"north": []}}, "names of its tasks"),
+        ({"sites": {"north": "flowers"}}, "names of its tasks"),
+        ({"sites": ["north"]}, "expected a section"),
+        ({"server": {"min_sites": 2}}, "1 admitted, min_sites is 2"),
+        ({"server": {"min_sites": 0}}, "1 or more"),
+        ({"server": {"address": "8000"}}, "expected host:port"),
+        ({"server": {"address": "here:70000"}}, "expected host:port"),
+        ({"server": {"port": 1}}, r"unknown \['port'\]; known are address"),
+        ({"server": {"min_sites": "two"}}, "something like 2"),
+        ({"server": {"deadline_s": -1}}, "0 \\(none\\) or more"),
+        ({"federation": {"rounds": 0}}, "rounds 0"),
+        ({"federations": {}}, "unknown 'federations'"),
+    ],
+)
+def test_a_servers_file_that_cannot_work_says_why(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_server(written(tmp_path / "server.toml", SERVER | change))
+
+
+def test_paths_of_a_sites_file_are_from_its_folder(tmp_path: Path) -> None:
+    more = {"certificate": "ca.crt", "key": "/keys/north.key", "folder": "kept", "models_root": "models"}
+    found = read_site(written(tmp_path / "north.toml", SITE | more))
+    assert found.config.tasks.tasks == (str(tmp_path / "flowers"), "demo:digits")
+    assert found.certificate == tmp_path / "ca.crt"
+    assert found.key == Path("/keys/north.key")
+    assert found.folder == tmp_path / "kept"
+    assert found.roots.models == tmp_path / "models"
+    assert found.agent().name == "north"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": None}, "name missing"),
+        ({"tasks": None}, "tasks missing"),
+        ({"server": "fl.example.org"}, "expected host:port"),
+        ({"name": "a\tb"}, "printable"),
+        ({"key": 5}, "key = 5, expected text"),
+        ({"training": {}}, "unknown training; known are name"),
+        ({"tasks": {"task": []}}, "unknown 'task'"),
+    ],
+)
+def test_a_sites_file_that_cannot_work_says_why(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    table = {name: value for name, value in (SITE | change).items() if value is not None}
+    with pytest.raises(ConfigError, match=said):
+        read_site(written(tmp_path / "north.toml", table))
+
+
+def test_keys_are_what_tls_and_flower_read(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path, ["fl.example.org", "192.0.2.7"], ["north"], 30)
+    assert {path.name for path in made} == {
+        "ca.key", "ca.crt", "server.key", "server.pem", "north.key", "north.pub",
+    }  # fmt: skip
+    for name in ("ca.key", "server.key", "north.key"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    certificate = x509.load_pem_x509_certificate((tmp_path / "server.pem").read_bytes())
+    authority = x509.load_pem_x509_certificate((tmp_path / "ca.crt").read_bytes())
+    certificate.verify_directly_issued_by(authority)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org", "localhost"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["192.0.2.7", "127.0.0.1"]
+    private = load_ssh_private_key((tmp_path / "north.key").read_bytes(), None)
+    public = load_ssh_public_key((tmp_path / "north.pub").read_bytes())
+    assert private.public_key() == public
+
+
+def test_openssl_finds_the_servers_certificate_right(tmp_path: Path) -> None:
+    make_certificates(tmp_path, ["fl.example.org"], [], 30)
+    command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "fl.example.org"]
+    try:
+        done = subprocess.run([*command, "-CAfile", tmp_path / "ca.crt", tmp_path / "server.pem"], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl here")
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_overwritten_and_sites_are_added(tmp_path: Path) -> None:
+    make_certificates(tmp_path, ["a"], ["north"], 30)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    made = make_certificates(tmp_path, ["a"], ["north", "south"], 30)
+    assert {path.name for path in made} == {"south.key", "south.pub"}
+    assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
+    (tmp_path / "server.pem").unlink()
+    made = make_certificates(tmp_path, ["b"], [], 30)
+    assert {path.name for path in made} == {"server.pem", "server.key"}
+    assert (tmp_path / "ca.crt").read_bytes() == before["ca.crt"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "sites", "days"),
+    [
+        ([], ["a"], 1), (["x"], ["a", "a"], 1), (["x"], ["../a"], 1), (["x"], ["ca"], 1), (["x"], [""], 1),
+        (["x"], [], 0), (["x"], [".a"], 1), (["x"], ["server"], 1),
+    ],
+)  # fmt: skip
+def test_names_that_are_no_files_make_no_keys(tmp_path: Path, hosts: list[str], sites: list[str], days: int) -> None:
+    with pytest.raises(ConfigError):
+        make_certificates(tmp_path / "certs", hosts, sites, days)
+    assert not (tmp_path / "certs").exists()
+
+
+def test_half_an_authority_is_not_completed(tmp_path: Path) -> None:
+    make_certificates(tmp_path, ["a"], [], 30)
+    (tmp_path / "ca.key").unlink()
+    with pytest.raises(ConfigError, match="only one of"):
+        make_certificates(tmp_path, ["a"], ["north"], 30)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["server", "--config", "server.toml", "--out", "run"], "north.pub not there; matu certs --out"),
+        (["server", "--config", "open.toml", "--out", "run", "--insecure"], "only on 127.0.0.1"),
+        (["server", "--config", "nothing.toml", "--out", "run"], "no such configuration file"),
+        (["site", "--config", "north.toml"], "certificate is missing; the people of the server send it"),
+        (["site", "--config", "north.toml", "--insecure"], "only with a server on 127.0.0.1"),
+        (["certs"], "at least one host that sites connect to"),
+    ],
+)
+def test_commands_say_what_is_missing_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "server.toml", SERVER)
+    written(tmp_path / "open.toml", SERVER | {"server": {"address": "0.0.0.0:8000", "min_sites": 1}})
+    written(tmp_path / "north.toml", SITE)
+    assert run_command(words) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
