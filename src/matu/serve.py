@@ -82,12 +82,12 @@ def serve(
         scores = host.measure(progress, "finish")
         weights = method.server_weights(progress.state)
         if weights:
-            m = config.model
-            lora = {"rank": m.rank, "alpha": m.alpha, "targets": list(m.targets), "adapter_seed": m.adapter_seed,
-                    "start_b": m.start_b, "linearised": method.objective.linearised}  # fmt: skip
             seen = {task: _as_known(task, roster.classes[task]) for task in weights}
             with finish_before_interrupt():
-                save_artifact(folder / "artifact", pack(weights), trainer.model, seen, lora)
+                save_artifact(
+                    folder / "artifact", pack(weights), trainer.model, seen, config.model,
+                    linearised=method.objective.linearised,
+                )  # fmt: skip
         result = _result(server, run, roster, progress, scores)
         with finish_before_interrupt():
             write_atomic(finished, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")

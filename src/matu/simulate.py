@@ -234,13 +234,10 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _save_artifact(run: _Run, server: Mapping[str, Weights], *, linearised: bool) -> None:
-    m = run.config.model
-    lora = {
-        "rank": m.rank, "alpha": m.alpha, "targets": list(m.targets), "adapter_seed": m.adapter_seed,
-        "start_b": m.start_b, "linearised": linearised,
-    }  # fmt: skip
     with finish_before_interrupt():
-        save_artifact(run.out / "artifact", pack(server), run.trainer.model, run.tasks, lora)
+        save_artifact(
+            run.out / "artifact", pack(server), run.trainer.model, run.tasks, run.config.model, linearised=linearised
+        )
 
 
 def _write_result(

@@ -14,6 +14,7 @@ from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
 from torch import Tensor
 
+from matu.config import ModelConfig
 from matu.errors import DataError
 from matu.files import write_atomic
 from matu.models import AdaptedModel
@@ -24,7 +25,13 @@ FORMAT = 1
 
 
 def save_artifact(
-    folder: Path, tensors: Mapping[str, Tensor], model: AdaptedModel, tasks: Mapping[str, Task], lora: Mapping[str, Any]
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    model: AdaptedModel,
+    tasks: Mapping[str, Task],
+    config: ModelConfig,
+    *,
+    linearised: bool,
 ) -> None:
     """Write `unified.safetensors` and `artifact.json` (what is needed to use it).
 
@@ -38,9 +45,15 @@ def save_artifact(
         Names backbone, adapter layout and preprocessing.
     tasks
         By name, in the order of the rows; their class names are kept.
-    lora
-        rank, alpha, targets and adapter_seed of the adapter.
+    config
+        Rank, scale, targets and start of the adapter.
+    linearised
+        Features are the first-order expansion at that start.
     """
+    lora = {
+        "rank": config.rank, "alpha": config.alpha, "targets": list(config.targets),
+        "adapter_seed": config.adapter_seed, "start_b": config.start_b, "linearised": linearised,
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     content = {name: t.contiguous() for name, t in tensors.items() if t.dtype != torch.bool}
     masks = tensors.get("masks")
@@ -50,7 +63,7 @@ def save_artifact(
     note = {
         "format": FORMAT,
         "backbone": {"name": backbone.name, "sha256": backbone.digest, "features": backbone.features},
-        "adapter": {"fingerprint": model.fingerprint, "dim": layout.dim, "lora": dict(lora),
+        "adapter": {"fingerprint": model.fingerprint, "dim": layout.dim, "lora": lora,
                     "parameters": {n: list(s) for n, s in zip(layout.names, layout.shapes, strict=True)}},
         "preprocessing": {"image_size": backbone.image_size, "mean": backbone.mean, "std": backbone.std},
         "tasks": {name: {"classes": task.classes, "sha256": task.digest} for name, task in tasks.items()},

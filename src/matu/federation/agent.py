@@ -142,10 +142,9 @@ class Agent:
         header, tasks = Envelope(message).header, self._read(followed.config.tasks)
         opened = Envelope(message).tensors(method.downlink_parts(header.tasks))
         weights = method.weights(header.tasks, opened, site.memory)
-        m = followed.config.model
-        lora = {"rank": m.rank, "alpha": m.alpha, "targets": list(m.targets), "adapter_seed": m.adapter_seed,
-                "start_b": m.start_b, "linearised": method.objective.linearised}  # fmt: skip
-        save_artifact(self.folder / "artifact", pack(weights), trainer.model, {t: tasks[t] for t in weights}, lora)
+        kept, linearised = {task: tasks[task] for task in weights}, method.objective.linearised
+        folder = self.folder / "artifact"
+        save_artifact(folder, pack(weights), trainer.model, kept, followed.config.model, linearised=linearised)
         return score.encode()
 
     def _site(self, plan: bytes, message: bytes) -> Site:
