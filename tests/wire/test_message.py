@@ -130,7 +130,7 @@ BODY = GOOD[:-16]
         (signed(b""), "0 are there"),
         (signed(b"X" + BODY[1:]), "begins with"),
         (signed(BODY[:4] + b"\x03" + BODY[5:]), "format 3"),
-        (signed(BODY[:5] + b"\x02" + BODY[6:]), "kind 2"),
+        (signed(BODY[:5] + b"\x03" + BODY[6:]), "kind 3"),
         (signed(BODY[:6] + bytes(4) + BODY[10:]), "round 0"),
         (signed(BODY[:58] + b"\x04\xff\xfe\xfd\xfc" + BODY[63:]), "no UTF-8"),
         (signed(BODY[:58] + b"\x04ma\x00u" + BODY[63:]), "printable"),
