@@ -125,7 +125,7 @@ def run_command(arguments: list[str]) -> int:
     """Run one command and return its exit code."""
     commands: dict[str, Callable[[list[str]], int]] = {
         "run": _run, "compare": _compare, "tasks": _tasks, "methods": _methods, "bits": _bits,
-        "certs": _certs, "server": _server, "site": _site,
+        **{command: _of_sites(command) for command in ("certs", "server", "site")},
     }  # fmt: skip
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -325,24 +325,17 @@ def _bits(arguments: list[str]) -> int:
     return DONE
 
 
-def _certs(arguments: list[str]) -> int:
-    from matu.cli_sites import certs
+def _of_sites(command: str) -> Callable[[list[str]], int]:
+    """A command of a deployed federation; its module is loaded when it is called."""
 
-    return certs(arguments)
+    def call(arguments: list[str]) -> int:
+        _prepare_libraries()
+        from matu import cli_sites
 
+        found: int = getattr(cli_sites, command)(arguments)
+        return found
 
-def _server(arguments: list[str]) -> int:
-    _prepare_libraries()
-    from matu.cli_sites import server
-
-    return server(arguments)
-
-
-def _site(arguments: list[str]) -> int:
-    _prepare_libraries()
-    from matu.cli_sites import site
-
-    return site(arguments)
+    return call
 
 
 def _no_more(command: str, arguments: list[str]) -> None:

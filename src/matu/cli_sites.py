@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -10,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-
-from matu.errors import ConfigError
 
 DONE, INTERRUPTED = 0, 130
 _NOT_SECURED = "no TLS and no keys: whoever reaches the port takes part, and whoever listens reads every update"
@@ -112,8 +109,6 @@ def site(arguments: list[str]) -> int:
     from matu.federation.site_file import read_site
 
     found = read_site(asked.config)
-    if found.config.tasks == dataclasses.replace(found.config.tasks, tasks=()):
-        raise ConfigError(f"{asked.config}: [tasks] names none")
     _warn(asked.insecure)
     try:
         return run_site(

@@ -78,6 +78,7 @@ def serve(
             server.listening.min_sites, tell,
         )  # fmt: skip
         progress = host.rounds()
+        host.gather(progress.round)  # also where the rounds were done before a restart
         tell("the last round is done; every site keeps what it gets")
         scores = host.measure(progress, "finish")
         weights = method.server_weights(progress.state)

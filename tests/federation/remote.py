@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class House:
 
     def nodes(self) -> Nodes:
         plan = Plan(self.config).encode()
-        return Nodes(plan, {f"{hash(name)}": lambda name=name: self.agent(name) for name in self.holds})  # type: ignore[misc]
+        return Nodes(plan, {f"node-{i}": partial(self.agent, name) for i, name in enumerate(self.holds)})
 
     def server(self, nodes: Nodes, said: list[str], **changes: Any) -> Server:
         device = prepare_machine(self.config.machine)
@@ -84,9 +85,9 @@ class House:
         roster = Roster(self.folder / "server/sites.json", model.fingerprint, changes.pop("admitted", None))
         classes = {task: len(names) for task, names in roster.classes.items()}
         kind = find_method(self.config.federation.method)
-        method = kind(Problem(classes, model.layout, model.backbone.features), self.config)  # type: ignore[call-arg, arg-type]
+        method = kind(Problem(classes, model.layout, model.backbone.features), self.config)
         down = codecs_of(self.config.wire)[1]
         return Server(
-            self.config, method, roster, nodes, self.folder / "server", "ab" * 16, down, tell=said.append,  # type: ignore[arg-type]
+            self.config, method, roster, nodes, self.folder / "server", "ab" * 16, down, tell=said.append,
             look_every_s=0.01, **{"min_sites": len(self.holds)} | changes,
         )  # fmt: skip

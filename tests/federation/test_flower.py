@@ -22,13 +22,13 @@ IDS = {"east": (1 << 63) + 5, "north": 17, "south": (1 << 64) - 2}
 
 def grid_of(house: House) -> LocalGrid:
     return LocalGrid({
-        IDS[name]: app_node(client_app(lambda _, name=name: house.agent(name)), IDS[name])  # type: ignore[misc]
+        IDS[name]: app_node(client_app(lambda _, name=name: house.agent(name)), IDS[name])
         for name in house.holds
     })  # fmt: skip
 
 
 def over(grid: LocalGrid, house: House, **changes: object) -> FlowerRemote:
-    return FlowerRemote(grid, Plan(house.config).encode(), poll_s=0.01, **changes)  # type: ignore[arg-type]
+    return FlowerRemote(grid, Plan(house.config).encode(), poll_s=0.01, **changes)
 
 
 @pytest.mark.parametrize("method", ["matu", "matu_plus", "fedper", "mat_fl"])
@@ -37,7 +37,7 @@ def test_the_numbers_are_those_without_flower(tiny_vit: Path, tiny_data: Path, t
     expected = plain.server(plain.nodes(), []).rounds()
     house = House(run_config(tiny_vit, method=method), tiny_data, tmp_path / "flower")
     grid = grid_of(house)
-    server = house.server(over(grid, house), [])  # type: ignore[arg-type]
+    server = house.server(over(grid, house), [])
     found = server.rounds()
     assert equal(found.state, expected.state)
     assert found.totals.uplink == expected.totals.uplink
@@ -55,7 +55,7 @@ def named(nodes: dict[str, Node], **changes: object) -> tuple[FlowerRemote, Loca
     """A remote whose nodes have been admitted under these names."""
     ids = {name: 10 + i for i, name in enumerate(nodes)}
     grid = LocalGrid({ids[name]: node for name, node in nodes.items()})
-    remote = FlowerRemote(grid, b"plan", poll_s=0.01, **changes)  # type: ignore[arg-type]
+    remote = FlowerRemote(grid, b"plan", poll_s=0.01, **changes)
     remote._names = {node: name for name, node in ids.items()}
     return remote, grid
 
@@ -136,7 +136,7 @@ def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
 
 
 def records(**changes: object) -> RecordDict:
-    return RecordDict({"message": ArrayRecord({"message": Array("uint8", (2,), "raw", b"ab")})} | changes)  # type: ignore[arg-type]
+    return RecordDict({"message": ArrayRecord({"message": Array("uint8", (2,), "raw", b"ab")})} | changes)
 
 
 @pytest.mark.parametrize(

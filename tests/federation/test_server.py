@@ -11,24 +11,29 @@ import torch
 from remote import HOLDS, House, Nodes, run_config
 
 from matu.artifact import load_artifact
-from matu.errors import DataError
+from matu.errors import ConfigError, DataError
 from matu.federation.agent import Plan
 from matu.federation.checkpoint import Progress
 from matu.federation.hello import Hello, Score
 from matu.federation.rounds import Federation, codecs_of, run_rounds
 from matu.federation.server import by_tasks
+from matu.federation.server_file import Listening, ServerFile
 from matu.federation.site import Site
 from matu.federation.transport import InProcess
+from matu.files import only_one
 from matu.methods import Problem, find_method
+from matu.methods.matu import pack
 from matu.roots import Roots, read_tasks
+from matu.serve import serve
 from matu.tasks import class_list
-from matu.training import build_trainer
+from matu.training import Weights, build_trainer
+from matu.wire import arrived
 from playing import equal
 from test_simulate import small
 
 
-def in_process(house: House) -> Progress:
-    """The same run with its sites in this process, by the pieces that `matu run` uses."""
+def in_process(house: House) -> tuple[Progress, dict[str, dict[str, Weights]]]:
+    """The same run with its sites in this process, by the pieces that `matu run` uses, and the weights of each site."""
     config, order = house.config, ("left", "right", "middle")
     roots = Roots(house.data, None, house.folder / "cache")
     trainer = build_trainer(config, None, torch.device("cpu"), "float32")
@@ -52,9 +57,14 @@ def in_process(house: House) -> Progress:
         {n: class_list(t.classes) for n, t in tasks.items()}, config.federation.rounds,
         config.federation.participation, config.machine.seed, down,
     )  # fmt: skip
-    return run_rounds(
+    progress = run_rounds(
         federation, Progress(0, method.start()), evaluate=lambda *_: None, record=lambda _: None, save=lambda _: None
     )
+    found = {}
+    for name, held in house.holds.items():
+        sent = arrived(method.downlink_parts(held), method.downlink(progress.state, name, held), down)
+        found[name] = method.weights(held, sent, sites[name].memory)
+    return progress, found
 
 
 @pytest.mark.parametrize("method", ["matu", "matu_plus", "fedper", "mat_fl"])
@@ -63,13 +73,18 @@ def test_sites_elsewhere_end_with_the_numbers_of_sites_here(
 ) -> None:
     house = House(run_config(tiny_vit, method=method), tiny_data, tmp_path)
     said: list[str] = []
-    there = house.server(house.nodes(), said).rounds()
-    here = in_process(house)
+    server = house.server(house.nodes(), said)
+    there = server.rounds()
+    here, weights = in_process(house)
     assert there.round == here.round == 3
     assert there.state
     assert equal(there.state, here.state)
     assert there.totals.uplink == here.totals.uplink
     assert sum("takes part" in line for line in said) == 3
+    assert server.measure(there, "finish").keys() == weights.keys()
+    for site, expected in weights.items():
+        tensors, _ = load_artifact(tmp_path / site / "artifact")
+        assert equal(tensors, pack(expected)), "with what the last round left at the site"
 
 
 class StoppedError(Exception):
@@ -111,7 +126,7 @@ def test_sites_and_tasks_join_and_leave_a_run_under_way(tiny_vit: Path, tiny_dat
     late = next(node for node, agent in nodes.agents.items() if agent().name == "south")
     nodes.away = {late}
     server = house.server(nodes, said, min_sites=2)
-    gather = server._gather
+    gather = server.gather
 
     def change(number: int) -> None:
         if number == 2:
@@ -120,7 +135,7 @@ def test_sites_and_tasks_join_and_leave_a_run_under_way(tiny_vit: Path, tiny_dat
             nodes.away = {next(node for node, name in nodes.named.items() if name == "east")}
         gather(number)
 
-    server._gather = change  # type: ignore[method-assign]
+    server.gather = change
     server.rounds()
     lines = [json.loads(line) for line in (tmp_path / "server/metrics.jsonl").read_text().splitlines()]
     assert [line["clients"] for line in lines] == [["east", "north"], ["east", "north", "south"], ["north", "south"]]
@@ -266,3 +281,48 @@ def test_what_a_site_keeps_is_on_its_disk_and_of_the_last_rounds_alone(
 def test_nodes_names_are_not_their_ids(tiny_vit: Path, tiny_data: Path, tmp_path: Path) -> None:
     nodes: Nodes = House(run_config(tiny_vit), tiny_data, tmp_path).nodes()
     assert not set(nodes.agents) & set(HOLDS)
+
+
+def test_a_server_that_is_killed_at_the_very_end_still_lets_everybody_keep_an_artifact(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    house = House(run_config(tiny_vit), tiny_data, tmp_path)
+    sites = {name: tuple(held) for name, held in HOLDS.items()}
+    file = ServerFile(house.config, Listening(min_sites=3), sites, tmp_path)
+    nodes = house.nodes()
+
+    def stop(question: str, site: str, reply: bytes) -> bytes:
+        if question == "finish":
+            raise StoppedError
+        return reply
+
+    nodes.meddle = stop
+    with pytest.raises(StoppedError):
+        serve(file, tmp_path / "run", None, lambda _: nodes, lambda _: None)
+    assert not (tmp_path / "run/result.json").exists()
+    result = serve(file, tmp_path / "run", None, lambda _: house.nodes(), lambda _: None)
+    assert result["rounds"] == 3
+    assert set(result["sites"]) == set(HOLDS)
+    assert all(about["accuracy"] for about in result["sites"].values())
+    assert all((tmp_path / site / "artifact/artifact.json").is_file() for site in HOLDS)
+    assert load_artifact(tmp_path / "run/artifact")[0]["vector"].any()
+    said: list[str] = []
+    assert serve(file, tmp_path / "run", None, lambda _: nodes, said.append) == result
+    assert "complete" in said[0]
+
+
+def test_two_servers_on_one_folder_and_another_configuration_are_refused(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    house = House(run_config(tiny_vit), tiny_data, tmp_path)
+    file = ServerFile(
+        house.config, Listening(min_sites=3), {name: tuple(held) for name, held in HOLDS.items()}, tmp_path
+    )
+    (tmp_path / "run").mkdir()
+    with only_one(tmp_path / "run"), pytest.raises(ConfigError, match="another process"):
+        serve(file, tmp_path / "run", None, lambda _: house.nodes(), lambda _: None)
+    serve(file, tmp_path / "run", None, lambda _: house.nodes(), lambda _: None)
+    (tmp_path / "run/result.json").unlink()
+    other = replace(file, config=run_config(tiny_vit, rounds=4))
+    with pytest.raises(ConfigError, match="another configuration"):
+        serve(other, tmp_path / "run", None, lambda _: house.nodes(), lambda _: None)

@@ -16,6 +16,7 @@ from matu.errors import ConfigError
 from matu.federation.flower.certificates import make_certificates
 from matu.federation.server_file import read_server
 from matu.federation.site_file import read_site
+from matu.roots import Roots
 
 SERVER = {"server": {"min_sites": 1}, "sites": {"north": ["flowers", "birds"]}, "federation": {"rounds": 3}}
 SITE = {"name": "north", "server": "fl.example.org:8000", "tasks": {"tasks": ["./flowers", "demo:digits"]}}
@@ -68,6 +69,15 @@ def test_paths_of_a_sites_file_are_from_its_folder(tmp_path: Path) -> None:
     assert found.agent().name == "north"
 
 
+def test_what_a_sites_file_leaves_out_is_as_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DATA", "MODELS", "CACHE"):
+        monkeypatch.setenv(f"MATU_{name}", str(tmp_path / name))
+    found = read_site(written(tmp_path / "north.toml", SITE | {"data_root": "mine"})).roots
+    assert found == Roots(tmp_path / "mine", tmp_path / "MODELS", tmp_path / "CACHE")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -78,6 +88,8 @@ def test_paths_of_a_sites_file_are_from_its_folder(tmp_path: Path) -> None:
         ({"key": 5}, "key = 5, expected text"),
         ({"training": {}}, "unknown training; known are name"),
         ({"tasks": {"task": []}}, "unknown 'task'"),
+        ({"tasks": {"max_train": 5}}, "names none"),
+        ({"tasks": {"tasks": []}}, "names none"),
     ],
 )
 def test_a_sites_file_that_cannot_work_says_why(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -156,7 +156,8 @@ class Agent:
             self.name, everything, tasks, trainer, method, config.federation.method, header.run, config.machine.seed,
             codecs_of(config.wire)[0], config.wire.rounding == "stochastic",
         )  # fmt: skip
-        site.memory = self._recall(header.run, header.round)
+        # a round is trained from what the rounds before it left, and measured with what it left itself
+        site.memory = self._recall(header.run, header.round - (header.kind == "train"))
         return site
 
     def _prepare(self, plan: bytes) -> tuple[Plan, Trainer, Method]:
@@ -205,11 +206,11 @@ class Agent:
         return {int(path.stem): path for path in (self.folder / "memory" / run).glob("*.safetensors")}
 
     def _recall(self, run: str, number: int) -> State:
-        """What was left before a round: also where the server lost that round and asks for it again."""
-        before = [(at, path) for at, path in self._memories(run).items() if at < number]
-        if not before:
+        """What was left up to a round; what was left later is of a round that the server lost, and asks for again."""
+        known = [(at, path) for at, path in self._memories(run).items() if at <= number]
+        if not known:
             return {}
-        _, path = max(before)
+        _, path = max(known)
         try:
             return tensors_of_bytes(path.read_bytes())
         except (OSError, safetensors.SafetensorError) as error:

@@ -87,7 +87,7 @@ class Server:
     look_every_s: float = 1.0
 
     def rounds(self) -> Progress:
-        """Go on to the last round, then let every site keep what it gets.
+        """Go on to the last round; the state after it.
 
         Raises
         ------
@@ -105,8 +105,7 @@ class Server:
             self.config.defence,
         )  # fmt: skip
         return run_rounds(
-            federation, progress, before=self._gather, evaluate=self._evaluate,
-            record=self._record,
+            federation, progress, before=self.gather, evaluate=self._evaluate, record=self._record,
             save=lambda reached: save_checkpoint(self.folder / "checkpoint", reached, identity),
         )  # fmt: skip
 
@@ -145,8 +144,8 @@ class Server:
         for site, reason in line["failures"].items():
             self.tell(f"  site '{site}' did not: {reason}")
 
-    def _gather(self, number: int) -> None:
-        """Wait until enough sites are there; take in new ones."""
+    def gather(self, number: int) -> None:
+        """Wait until enough sites are there for a round; take in new ones."""
         waited = False
         while True:
             there = self.remote.look(self._admit)

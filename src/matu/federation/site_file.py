@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class SiteFile:
     config
         The site's tasks and machine; the other sections are the server's.
     roots
-        Its folders of data, models and cache.
+        Its folders of data, models and cache: of the file, or MATU_DATA, MATU_MODELS and MATU_CACHE of the environment.
     """
 
     name: str
@@ -77,12 +78,17 @@ def read_site(path: Path) -> SiteFile:
         raise ConfigError(f"{path}: server {table['server']!r}, expected host:port")
     here = path.resolve().parent
 
-    def place(name: str) -> Path | None:
-        return here / table[name] if name in table else None
+    def place(name: str, variable: str = "") -> Path | None:
+        given = os.environ.get(variable)
+        return here / table[name] if name in table else Path(given) if given else None
 
     config = config_of({name: table[name] for name in ("tasks", "machine") if name in table}, str(path))
+    if not table["tasks"].get("tasks"):
+        raise ConfigError(f'{path}: [tasks] names none; expected for example tasks = ["./flowers", "./birds"]')
     tasks = tuple(str(here / task) if task.startswith(".") else task for task in config.tasks.tasks)
     config = dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, tasks=tasks))
-    roots = Roots(place("data_root"), place("models_root"), place("cache") or default_cache_dir())
+    roots = Roots(
+        place("data_root", "MATU_DATA"), place("models_root", "MATU_MODELS"), place("cache") or default_cache_dir()
+    )
     folder = place("folder") or here / "state"
     return SiteFile(table["name"], table["server"], folder, place("certificate"), place("key"), config, roots)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from matu.methods.base import Local, Means, Method, State, adapter_parts, head_parts
+from matu.methods.base import Local, Means, Method, Round, State, adapter_parts, head_parts
 from matu.training import Weights
 from matu.wire import Kind, Part
 
@@ -72,7 +72,7 @@ class FedAvg(Method):
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
         return {t: Weights(tensors[f"adapter/{t}"], tensors[f"head/{t}"]) for t in tasks}
 
-    def begin_round(self, state: State) -> FedAvgRound:
+    def begin_round(self, state: State) -> Round:
         return FedAvgRound(self, state)
 
     def advance(self, state: State, mean: Tensor) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class MatFl(PerTaskFedAvg):
             tensors[f"head/{task}"] = state.get(f"head/{site}/{task}", base.head)
         return tensors
 
-    def begin_round(self, state: State) -> MatFlRound:  # type: ignore[override]
+    def begin_round(self, state: State) -> MatFlRound:
         return MatFlRound(self, state)
 
     def server_weights(self, state: State) -> None:

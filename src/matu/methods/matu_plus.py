@@ -99,7 +99,7 @@ class MatuPlus(PerTaskFedAvg):
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
         return {t: Weights(tensors[f"change/{t}"], tensors[f"head_change/{t}"]) for t in tasks}
 
-    def begin_round(self, state: State) -> MatuPlusRound:  # type: ignore[override]
+    def begin_round(self, state: State) -> MatuPlusRound:
         return MatuPlusRound(self, state)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from matu.methods.base import Local, Means, Method, State, adapter_parts, head_parts
+from matu.methods.base import Local, Means, Method, Round, State, adapter_parts, head_parts
 from matu.training import Weights
 from matu.wire import Part
 
@@ -40,7 +40,7 @@ class PerTaskFedAvg(Method):
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
         return self.weights(tasks, tensors, {})
 
-    def begin_round(self, state: State) -> PerTaskRound:
+    def begin_round(self, state: State) -> Round:
         return PerTaskRound(state, lambda means: means)
 
     def server_weights(self, state: State) -> dict[str, Weights] | None:

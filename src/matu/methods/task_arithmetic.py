@@ -38,7 +38,7 @@ class TaskArithmetic(FedAvg):
 
     Options: ClassVar[type] = Options
 
-    def begin_round(self, state: State) -> PerTaskRound:  # type: ignore[override]
+    def begin_round(self, state: State) -> PerTaskRound:
         return PerTaskRound(state, lambda means: self._merged(state, means))
 
     def merge(self, changes: Tensor) -> Tensor:
