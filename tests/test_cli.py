@@ -152,7 +152,7 @@ def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -
         (["compare", "--config", "small.toml", "--out", "."], "no comparison"),
         (["methods", "fedavg"], "takes no options"),
         (["tasks", "nowhere"], "nowhere"),
-        (["fly"], "unknown command 'fly'; expected one of run, compare, tasks, methods, bits"),
+        (["fly"], "unknown command 'fly'; expected one of run, simulate, compare, tasks"),
         ([], ""),
     ],
 )

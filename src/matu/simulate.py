@@ -1,4 +1,4 @@
-"""A whole run in one process: data, sites, rounds, evaluation, reference, artifact, result."""
+"""A whole run on one machine: data, sites, rounds, evaluation, reference, artifact, result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_c
 from matu.federation.evaluation import Evaluation, Evaluator
 from matu.federation.rounds import Federation, codecs_of, run_rounds
 from matu.federation.site import Site
-from matu.federation.transport import InProcess
+from matu.federation.transport import InProcess, Transport
 from matu.files import append_line, finish_before_interrupt, keep_lines, only_one, write_atomic
 from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
 from matu.methods.base import parse_options
@@ -37,11 +38,26 @@ from matu.words import counted
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Everything that is ready before the first round."""
+class Run:
+    """Everything that is ready before the first round.
+
+    Attributes
+    ----------
+    config
+        With what was measured on this machine.
+    out, roots
+        The run folder; this machine's folders.
+    tasks, shares
+        By name; by client and task, the indices of the client's training images.
+    trainer, method
+        Built for this configuration.
+    identity
+        64 hex digits of all that decides the numbers.
+    """
 
     config: RunConfig
     out: Path
+    roots: Roots
     tasks: dict[str, Task]
     shares: dict[str, dict[str, np.ndarray]]
     trainer: Trainer
@@ -53,9 +69,33 @@ class _Run:
         """Tasks by client."""
         return {name: tuple(share) for name, share in self.shares.items()}
 
+    def sites(self, method: Method) -> dict[str, Site]:
+        """The sites of a federated method, by name, with no memory."""
+        f, wire = self.config.federation, self.config.wire
+        trainer = dataclasses.replace(self.trainer, objective=method.objective)
+        return {
+            name: Site(
+                name, share, self.tasks, trainer, method, method_name(f.method), self.identity[:32],
+                self.config.machine.seed, codecs_of(wire)[0], wire.rounding == "stochastic",
+            )
+            for name, share in self.shares.items()
+        }  # fmt: skip
 
-def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, resume: bool = False) -> dict[str, Any]:
-    """Run a federation to its end in this process, and leave a run folder.
+
+Carrier = Callable[[Run, Mapping[str, Site]], AbstractContextManager[Transport]]
+"""From a run and its sites to what carries messages to them and back, and leaves each with its memory."""
+
+
+def in_this_process(run: Run, sites: Mapping[str, Site]) -> AbstractContextManager[Transport]:
+    """Sites answer one after another, here."""
+    return nullcontext(InProcess(sites))
+
+
+def simulate(
+    config: RunConfig, out: Path, roots: Roots, display: Display, *, resume: bool = False,
+    carrier: Carrier = in_this_process,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a federation of sites on this machine to its end, and leave a run folder.
 
     Parameters
     ----------
@@ -67,6 +107,8 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
         This machine's folders.
     display
         Shows progress.
+    carrier
+        How sites are reached.
 
     Returns
     -------
@@ -85,7 +127,7 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
         return dict(json.loads(finished.read_text()))
     if not resume:
         _check_new(out)
-    run = _prepare(config, out, roots, display)
+    run = prepare(config, out, roots, display)
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
         if resume and finished.is_file():  # another process ended it meanwhile
@@ -93,8 +135,8 @@ def simulate(config: RunConfig, out: Path, roots: Roots, display: Display, *, re
         if not resume:
             write_atomic(out / "config.toml", write_config(run.config))
         if isinstance(run.method, Reference):
-            return _alone(run, run.method, roots, display)
-        return _federate(run, run.method, roots, display, resume=resume)
+            return _alone(run, run.method, display)
+        return _federate(run, run.method, display, carrier, resume=resume)
 
 
 def _check_new(out: Path) -> None:
@@ -118,7 +160,8 @@ def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict
     return {f"client-{number:0{width}d}": share for number, share in enumerate(shares)}
 
 
-def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _Run:
+def prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> Run:
+    """Read, deal, measure and build; ConfigError or DataError for whatever cannot work."""
     f = config.federation
     kind = find_method(f.method)
     parse_options(kind, f.options)
@@ -140,41 +183,29 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> _R
     facts = [config.digest(), method_source(f.method), model.fingerprint, *(task.digest for task in tasks.values())]
     problem = Problem({n: len(task.classes) for n, task in tasks.items()}, model.layout, model.backbone.features)
     method = kind(config) if issubclass(kind, Reference) else kind(problem, config)
-    return _Run(
-        config, out, tasks, shares, trainer, method,
+    return Run(
+        config, out, roots, tasks, shares, trainer, method,
         hashlib.sha256("\n".join(facts).encode()).hexdigest(),
     )  # fmt: skip
 
 
-def _alone(run: _Run, reference: Reference, roots: Roots, display: Display) -> dict[str, Any]:
+def _alone(run: Run, reference: Reference, display: Display) -> dict[str, Any]:
     """A reference: sites or a centre that train alone; resumed through what the cache remembers."""
     began, clock = time.perf_counter(), run.trainer.clock
     found = reference.accuracies(
-        run.trainer, run.tasks, run.shares, cache=roots.cache, tell=display.say
+        run.trainer, run.tasks, run.shares, cache=run.roots.cache, tell=display.say
     )  # fmt: skip
     totals = Totals(images=clock.train_images, total_s=time.perf_counter() - began, training_s=clock.train_s)
     evaluation = Evaluation.of_clients(found, run.tasks)
-    return _write_result(run, Progress(0, {}, totals), evaluation, 0.0, roots, display)
+    return _write_result(run, Progress(0, {}, totals), evaluation, 0.0, display)
 
 
-def _federate(run: _Run, method: Method, roots: Roots, display: Display, *, resume: bool) -> dict[str, Any]:
+def _federate(run: Run, method: Method, display: Display, carrier: Carrier, *, resume: bool) -> dict[str, Any]:
     """A federated method: rounds from the checkpoint on, evaluation, artifact."""
     out, f, seed = run.out, run.config.federation, run.config.machine.seed
     trainer = dataclasses.replace(run.trainer, objective=method.objective)
-    name = method_name(f.method)
-    up, down = codecs_of(run.config.wire)
-    number = run.identity[:32]
-    sites = {
-        site: Site(
-            site, share, run.tasks, trainer, method, name, number, seed, up, run.config.wire.rounding == "stochastic"
-        )
-        for site, share in run.shares.items()
-    }
-    federation = Federation(
-        method, name, run.clients, InProcess(sites), number, trainer.model.fingerprint,
-        {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed, down,
-        run.config.defence,
-    )  # fmt: skip
+    down = codecs_of(run.config.wire)[1]
+    sites = run.sites(method)
     progress = load_checkpoint(out / "checkpoint", run.identity) or Progress(0, method.start())
     for site, memory in progress.memories.items():
         sites[site].memory = memory
@@ -182,7 +213,13 @@ def _federate(run: _Run, method: Method, roots: Roots, display: Display, *, resu
         display.say(f"resuming {out} after round {progress.round}")
     keep_lines(out / "metrics.jsonl", progress.round)
     evaluator = Evaluator(method, trainer, run.tasks, run.clients, lambda site: sites[site].memory, seed, down)
-    progress = _rounds(run, federation, evaluator, progress, sites, display)
+    with carrier(run, sites) as transport:
+        federation = Federation(
+            method, method_name(f.method), run.clients, transport, run.identity[:32], trainer.model.fingerprint,
+            {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed,
+            down, run.config.defence,
+        )  # fmt: skip
+        progress = _rounds(run, federation, evaluator, progress, sites, display)
     display.say("evaluating on all test images")
     began = time.perf_counter()
     evaluation = evaluator.at_the_end(progress.state)
@@ -194,11 +231,11 @@ def _federate(run: _Run, method: Method, roots: Roots, display: Display, *, resu
         _save_artifact(run, server, linearised=method.objective.linearised)
     bits = [method.paper_bits(tasks) for tasks in run.clients.values()]
     mbits = f.participation * sum(bits) / len(bits) / 1e6
-    return _write_result(run, progress, evaluation, mbits, roots, display)
+    return _write_result(run, progress, evaluation, mbits, display)
 
 
 def _rounds(
-    run: _Run, federation: Federation, evaluator: Evaluator, progress: Progress, sites: Mapping[str, Site],
+    run: Run, federation: Federation, evaluator: Evaluator, progress: Progress, sites: Mapping[str, Site],
     display: Display,
 ) -> Progress:  # fmt: skip
     e, total = run.config.evaluation, run.config.federation.rounds
@@ -233,7 +270,7 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _save_artifact(run: _Run, server: Mapping[str, Weights], *, linearised: bool) -> None:
+def _save_artifact(run: Run, server: Mapping[str, Weights], *, linearised: bool) -> None:
     with finish_before_interrupt():
         save_artifact(
             run.out / "artifact", pack(server), run.trainer.model, run.tasks, run.config.model, linearised=linearised
@@ -241,13 +278,13 @@ def _save_artifact(run: _Run, server: Mapping[str, Weights], *, linearised: bool
 
 
 def _write_result(
-    run: _Run, progress: Progress, evaluation: Evaluation, paper_mbits: float, roots: Roots, display: Display
+    run: Run, progress: Progress, evaluation: Evaluation, paper_mbits: float, display: Display
 ) -> dict[str, Any]:
     reference: dict[str, Alone | None] = {}
     if run.config.evaluation.reference:
         holders = {name: sum(name in held for held in run.clients.values()) for name in run.tasks}
         reference = individual(
-            run.trainer, run.tasks, run.config, holders=holders, cache=roots.cache, tell=display.say
+            run.trainer, run.tasks, run.config, holders=holders, cache=run.roots.cache, tell=display.say
         )  # fmt: skip
     result = build_result(
         run.config, run.tasks, run.clients, paper_mbits, progress, evaluation, reference, run.trainer.model.backbone

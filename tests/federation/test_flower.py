@@ -56,7 +56,7 @@ def named(nodes: dict[str, Node], **changes: object) -> tuple[FlowerRemote, Loca
     ids = {name: 10 + i for i, name in enumerate(nodes)}
     grid = LocalGrid({ids[name]: node for name, node in nodes.items()})
     remote = FlowerRemote(grid, b"plan", poll_s=0.01, **changes)
-    remote._names = {node: name for name, node in ids.items()}
+    remote.names = {node: name for name, node in ids.items()}
     return remote, grid
 
 
@@ -126,13 +126,13 @@ def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
         return name
 
     assert remote.look(admit) == {"north"}
-    held = next(iter(remote._names))
+    held = next(iter(remote.names))
     assert remote.look(admit) == {"north"}
     assert len(grid.log) == 2, "who was refused is not asked again while nobody leaves"
     del grid.nodes[held]
     taken.clear()
     assert remote.look(admit) == {"north"}
-    assert set(remote._names) == set(grid.nodes)
+    assert set(remote.names) == set(grid.nodes)
 
 
 def records(**changes: object) -> RecordDict:

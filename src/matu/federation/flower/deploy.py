@@ -21,18 +21,11 @@ from typing import Any
 import tomli_w
 
 from matu.errors import ConfigError, MatuError
+from matu.federation.flower import ENVIRONMENT
 from matu.federation.server_file import ServerFile
 from matu.federation.site_file import SiteFile
 from matu.files import write_atomic
 
-ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""Flower asks nobody, and installs nothing."""
 START_S = 60.0
 """Seconds that a SuperLink may take until it listens."""
 STOP_S = 20.0

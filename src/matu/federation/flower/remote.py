@@ -34,6 +34,8 @@ class FlowerRemote:
         `min_sites` have. 0: there is no deadline.
     poll_s
         Seconds between looks for replies.
+    names
+        Of the sites by node, as far as they are known.
     """
 
     grid: Grid
@@ -41,7 +43,7 @@ class FlowerRemote:
     min_sites: int = 1
     deadline_s: float = 0.0
     poll_s: float = 0.2
-    _names: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
     _refused: set[int] = field(default_factory=set)
     _greeted: dict[str, int] = field(default_factory=dict)
     """Hellos under way: message id -> node."""
@@ -49,13 +51,13 @@ class FlowerRemote:
     def look(self, admit: Callable[[str, bytes | Failure], str | None]) -> set[str]:
         """Ask new nodes who they are, take in who has answered; the sites that are there."""
         there = set(self.grid.get_node_ids())
-        gone = (set(self._names) | self._refused) - there
+        gone = (set(self.names) | self._refused) - there
         for node in gone:
-            self._names.pop(node, None)
+            self.names.pop(node, None)
         if gone:  # a name may be free again
             self._refused.clear()
         asked = set(self._greeted.values())
-        new = sorted(there - set(self._names) - self._refused - asked)
+        new = sorted(there - set(self.names) - self._refused - asked)
         self._greeted |= self._push("hello", dict.fromkeys(new, b""))
         for node, answer in self._replies(self._greeted):
             if node in there:
@@ -63,17 +65,17 @@ class FlowerRemote:
                 if name is None:
                     self._refused.add(node)
                 else:
-                    self._names[node] = name
-        return set(self._names.values())
+                    self.names[node] = name
+        return set(self.names.values())
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
         """Pairs of site and reply as they arrive; sites that are late, or not there, fail."""
-        nodes = {name: node for node, name in self._names.items()}
+        nodes = {name: node for node, name in self.names.items()}
         for site in sorted(set(payloads) - set(nodes)):
             yield site, Failure("gone", "not there")
         sent = {nodes[site]: payloads[site] for site in payloads if site in nodes}
         pending = self._push(question, sent)
-        sites, answered, began = dict(self._names), 0, time.monotonic()
+        sites, answered, began = dict(self.names), 0, time.monotonic()
         for node in sorted(set(sent) - set(pending.values())):
             yield sites[node], Failure("gone", "Flower took no message for its node")
         while pending:

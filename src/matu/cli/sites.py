@@ -10,7 +10,8 @@ from pathlib import Path
 
 import tyro
 
-DONE, INTERRUPTED = 0, 130
+from matu.cli.common import DONE, INTERRUPTED, prepare_libraries
+
 _NOT_SECURED = "no TLS and no keys: whoever reaches the port takes part, and whoever listens reads every update"
 
 
@@ -60,6 +61,7 @@ class SiteArguments:
 
 def certs(arguments: list[str]) -> int:
     """matu certs."""
+    prepare_libraries()
     asked = tyro.cli(CertsArguments, args=arguments, prog="matu certs")
     from matu.federation.flower.certificates import make_certificates
 
@@ -77,6 +79,7 @@ def certs(arguments: list[str]) -> int:
 
 def server(arguments: list[str]) -> int:
     """matu server."""
+    prepare_libraries()
     asked = tyro.cli(ServerArguments, args=arguments, prog="matu server")
     from matu.federation.flower.deploy import Deployment
     from matu.federation.server_file import read_server
@@ -104,6 +107,7 @@ def server(arguments: list[str]) -> int:
 
 def site(arguments: list[str]) -> int:
     """matu site."""
+    prepare_libraries()
     asked = tyro.cli(SiteArguments, args=arguments, prog="matu site")
     from matu.federation.flower.deploy import run_site
     from matu.federation.site_file import read_site

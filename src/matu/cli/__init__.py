@@ -1,0 +1,63 @@
+"""The command line: parses, calls, prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from matu.cli.common import DONE, FAILED, INTERRUPTED, WRONG_INPUT
+from matu.errors import ConfigError, DataError, MatuError
+
+USAGE = """\
+matu: many-task federated fine-tuning with one unified task vector
+
+  matu run      run a federation in this process, from start to table
+  matu simulate the same with virtual sites that train side by side, over Flower on Ray
+  matu compare  run several methods side by side: tuned alike, tables and figures
+  matu tasks    list and check tasks: classes, counts, a contact sheet
+  matu methods  list the methods and their options
+  matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
+  matu certs    keys and certificates for a federation of real sites
+  matu server   run a federation whose sites are elsewhere, over TLS
+  matu site     take part in one with this site's tasks
+
+matu COMMAND --help tells the options of a command; matu --version the version.
+"""
+
+COMMANDS = {
+    **dict.fromkeys(("run", "simulate"), "matu.cli.run"),
+    **dict.fromkeys(("compare",), "matu.cli.compare"),
+    **dict.fromkeys(("tasks", "methods", "bits"), "matu.cli.show"),
+    **dict.fromkeys(("certs", "server", "site"), "matu.cli.sites"),
+}
+"""By command, the module that is loaded when it is called; it has a function of that name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `matu` and `python -m matu`; exits with 0, 1 (failed), 2 (wrong input) or 130 (Ctrl-C)."""
+    sys.exit(run_command(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command and return its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return DONE if arguments else WRONG_INPUT
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"matu {version('matu')}")
+        return DONE
+    if arguments[0] not in COMMANDS:
+        print(f"matu: unknown command '{arguments[0]}'; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return WRONG_INPUT
+    try:
+        call: Callable[[list[str]], int] = getattr(import_module(COMMANDS[arguments[0]]), arguments[0])
+        return call(arguments[1:])
+    except (MatuError, OSError) as error:
+        print(f"matu: {error}", file=sys.stderr)
+        return WRONG_INPUT if isinstance(error, (ConfigError, DataError)) else FAILED
+    except KeyboardInterrupt:
+        print("\nmatu: stopped", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,125 @@
+"""What several commands share: exit codes, folders, and how options are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from matu.config import RunConfig
+from matu.errors import ConfigError
+from matu.federation.flower import ENVIRONMENT
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where this machine keeps things."""
+
+    data_root: Path | None = None
+    """Folder of task folders; the environment's MATU_DATA by default."""
+    models_root: Path | None = None
+    """Folder of backbone folders; the environment's MATU_MODELS by default."""
+    cache: Path | None = None
+    """Decoded images and reference results; MATU_CACHE, or the user's cache folder by default."""
+
+
+def parse(kind: Any, arguments: list[str], default: Any, command: str) -> Any:
+    """The options of a command as `kind`; ConfigError for words that belong to none."""
+    stray = leading_words(arguments)
+    if stray:
+        raise ConfigError(
+            f"matu {command}: {' '.join(stray)}: expected options; tasks are named by --tasks {' '.join(stray)}"
+        )
+    return tyro.cli(kind, args=arguments, default=default, prog=f"matu {command}", config=(tyro.conf.OmitArgPrefixes,))
+
+
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option that must be known before the others can be parsed."""
+    for i, word in enumerate(arguments):
+        if word == option and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
+
+
+def leading_words(arguments: Sequence[str]) -> list[str]:
+    """The words before the first option."""
+    first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+    return list(arguments[:first])
+
+
+def no_more(command: str, arguments: list[str]) -> None:
+    """ConfigError if anything was typed after a command that takes nothing."""
+    if arguments:
+        raise ConfigError(f"matu {command}: takes no options, found {' '.join(arguments)}")
+
+
+def named_after(config: RunConfig) -> str:
+    """A folder's name from the first tasks."""
+    return "-".join(Path(task).name.replace(":", "-").replace("/", "-") for task in config.tasks.tasks[:3])
+
+
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """Folders given by path as whole paths, so that the run's config.toml means the same from anywhere."""
+
+    def whole(name: str) -> str:
+        return str(Path(name).expanduser().resolve()) if name.startswith((".", "/", "~")) else name
+
+    tasks = dataclasses.replace(config.tasks, tasks=tuple(whole(task) for task in config.tasks.tasks))
+    model = dataclasses.replace(config.model, backbone=whole(config.model.backbone))
+    method = config.federation.method
+    if method.endswith(".py"):
+        method = str(Path(method).expanduser().resolve())
+    federation = dataclasses.replace(config.federation, method=method)
+    return dataclasses.replace(config, tasks=tasks, model=model, federation=federation)
+
+
+def with_whole_path(spec: str) -> str:
+    """A method's file by its whole path, so that a comparison goes on from anywhere."""
+    name, _, options = spec.partition(" ")
+    return f"{Path(name).expanduser().resolve() if name.endswith('.py') else name} {options}".strip()
+
+
+def flags(folders: Folders) -> list[str]:
+    """The folders that were given as options, as options again."""
+    given = {"--data-root": folders.data_root, "--models-root": folders.models_root, "--cache": folders.cache}
+    return [word for flag, folder in given.items() if folder for word in (flag, str(folder))]
+
+
+def roots(folders: Folders) -> Any:
+    """The `matu.roots.Roots` of this machine; ConfigError for a folder that is none."""
+    from matu.roots import Roots
+    from matu.tasks import default_cache_dir
+
+    def root(flag: str, given: Path | None, variable: str) -> Path | None:
+        if given is None and os.environ.get(variable):
+            flag, given = variable, Path(os.environ[variable])
+        if given is not None and not given.is_dir():
+            raise ConfigError(f"{flag}: {given} is no folder")
+        return given
+
+    return Roots(
+        root("--data-root", folders.data_root, "MATU_DATA"),
+        root("--models-root", folders.models_root, "MATU_MODELS"),
+        folders.cache or default_cache_dir(),
+    )
+
+
+def prepare_libraries() -> None:
+    """Before torch is imported: how its threads wait, no telemetry, no progress bars and advice of libraries."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # threads that wait spin briefly: a busy machine stays usable
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.update(ENVIRONMENT)
+    for kind in (UserWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=kind, module=r"(transformers|peft|datasets|huggingface_hub)\b")
