@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import socket
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -73,6 +76,69 @@ def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str], 
             made += [_write(folder / f"{site}.key", private, 0o600)]
             made += [_write(folder / f"{site}.pub", public + f" {site}\n".encode(), 0o644)]
     return made
+
+
+def read_certificate(path: Path) -> x509.Certificate:
+    """A certificate that holds today; ConfigError for anything else."""
+    try:
+        found = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no certificate that can be read ({error})") from error
+    begins, ends, now = found.not_valid_before_utc, found.not_valid_after_utc, datetime.datetime.now(datetime.UTC)
+    if not begins <= now <= ends:
+        raise ConfigError(
+            f"{path}: holds from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, and it is {now:%Y-%m-%d %H:%M}; "
+            "moved away, matu certs makes another"
+        )
+    return found
+
+
+def check_server(folder: Path) -> None:
+    """Raise ConfigError unless a server can be known by `server.pem`: it holds today, is of `ca.crt`, has its key."""
+    authority, own = read_certificate(folder / "ca.crt"), read_certificate(folder / "server.pem")
+    try:
+        own.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise ConfigError(f"{folder / 'server.pem'}: not signed by {folder / 'ca.crt'}") from error
+    try:
+        key = load_pem_private_key((folder / "server.key").read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{folder / 'server.key'}: no private key that can be read ({error})") from error
+    if key.public_key() != own.public_key():
+        raise ConfigError(f"{folder / 'server.key'}: is not the key of {folder / 'server.pem'}")
+
+
+def greet(address: str, authority: Path, timeout_s: float = 5.0) -> str | None:
+    """Shake hands with a server as a site will.
+
+    Returns
+    -------
+    str or None
+        Why nobody answers, for now; None if the server is known.
+
+    Raises
+    ------
+    ConfigError
+        If who answers is not the server: no TLS, another authority, an expired certificate, another name.
+    """
+    host, _, port = address.rpartition(":")
+    read_certificate(authority)
+    context = ssl.create_default_context(cafile=str(authority))
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigError(
+            f"the server at {address} is refused: {error.verify_message} (known is {authority}; the people of the "
+            "server send a new one when theirs has changed)"
+        ) from error
+    except ssl.SSLError as error:
+        raise ConfigError(f"the server at {address} is refused: it does not speak TLS ({error.reason})") from error
+    except OSError as error:
+        return str(error)
 
 
 def _server(folder: Path, hosts: Sequence[str], days: int) -> list[Path]:

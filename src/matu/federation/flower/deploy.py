@@ -14,14 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from matu.errors import ConfigError, MatuError
 from matu.federation.flower import ENVIRONMENT
+from matu.federation.flower.certificates import check_server, greet
+from matu.federation.flower.orders import FlowerError, Orders
+from matu.federation.flower.resident import resident
 from matu.federation.server_file import ServerFile
 from matu.federation.site_file import SiteFile
 from matu.files import write_atomic
@@ -31,12 +31,7 @@ START_S = 60.0
 STOP_S = 20.0
 """Seconds that Flower's processes get to end by themselves."""
 LAST_LINES = 15
-_CONNECTION = "matu"
 _PR_SET_PDEATHSIG = 1
-
-
-class FlowerError(MatuError):
-    """One of Flower's processes failed."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +88,19 @@ class Deployment:
         self.home.mkdir(parents=True, exist_ok=True)
         (self.folder / "failed.json").unlink(missing_ok=True)
         with self._superlink() as superlink:
-            self._connect()
+            orders = self._orders()
             if not self.insecure:
-                self._admit()
-            self._start()
-            return self._follow(superlink)
+                for site in self.server.sites:
+                    orders.admit(site, self.server.certificates / f"{site}.pub")
+            orders.start({
+                "folder": str(self.folder.resolve()), "config": str(self.file.resolve()),
+                "models": str(self.models.resolve()) if self.models else "",
+            })  # fmt: skip
+            result = self._follow(superlink, orders)
+            with contextlib.suppress(FlowerError):
+                result["transport"] = orders.traffic()
+                write_atomic(finished, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
+            return result
 
     def _check(self) -> None:
         host, _, port = self.server.listening.address.rpartition(":")
@@ -111,6 +114,7 @@ class Deployment:
                     f"{self.server.certificates}: {', '.join(missing)} not there; matu certs --out "
                     f"{self.server.certificates} --hosts ADDRESS --sites {' '.join(self.server.sites)} makes them"
                 )
+            check_server(self.server.certificates)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -136,47 +140,12 @@ class Deployment:
             _await_port(process, "127.0.0.1" if host in ("0.0.0.0", "") else host, int(port), self.log)
             yield process
 
-    def _connect(self) -> None:
-        """Tell Flower's command line how to reach our SuperLink."""
+    def _orders(self) -> Orders:
         host, _, port = self.server.listening.address.rpartition(":")
-        reach = {"address": f"{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"}
-        certificate = str((self.server.certificates / "ca.crt").resolve())
-        connection: dict[str, Any] = reach | (
-            {"insecure": True} if self.insecure else {"root-certificates": certificate}
-        )
-        table = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
-        write_atomic(self.home / "config.toml", tomli_w.dumps(table).encode())
+        here = "127.0.0.1" if host == "0.0.0.0" else host
+        return Orders(f"{here}:{port}", None if self.insecure else self.server.certificates / "ca.crt")
 
-    def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command, environment = [_tool("flwr"), *words], _environment(self.home)
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-    def _admit(self) -> None:
-        """Register the sites' keys; those of earlier starts are known already."""
-        for site in self.server.sites:
-            key = self.server.certificates / f"{site}.pub"
-            done = self._flwr("supernode", "register", str(key), _CONNECTION, "--name", site)
-            said = done.stdout + done.stderr
-            if done.returncode and "already" not in said.lower():
-                raise FlowerError(f"the key of site '{site}' was not taken: {_last(said)}")
-
-    def _start(self) -> None:
-        app = self.home / "app"
-        shutil.rmtree(app, ignore_errors=True)
-        app.mkdir(parents=True)
-        (app / "pyproject.toml").write_bytes(
-            files("matu.federation.flower").joinpath("app/pyproject.toml").read_bytes()
-        )
-        given = {
-            "folder": str(self.folder.resolve()), "config": str(self.file.resolve()),
-            "models": str(self.models.resolve()) if self.models else "",
-        }  # fmt: skip
-        words = " ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
-        done = self._flwr("run", str(app), _CONNECTION, "--run-config", words)
-        if done.returncode:
-            raise FlowerError(f"Flower did not take the run: {_last(done.stdout + done.stderr)}")
-
-    def _follow(self, superlink: subprocess.Popen[bytes]) -> dict[str, Any]:
+    def _follow(self, superlink: subprocess.Popen[bytes], orders: Orders) -> dict[str, Any]:
         """Hand on what the run says until it has ended."""
         said, looked = _size(self.folder / "server.log"), time.monotonic()
         while True:
@@ -191,20 +160,18 @@ class Deployment:
                 raise FlowerError(f"the SuperLink ended ({superlink.returncode}): {_last(_text(self.log))}")
             if time.monotonic() - looked > 5:
                 looked = time.monotonic()
-                self._require_running()
+                self._require_running(orders)
             time.sleep(0.3)
 
-    def _require_running(self) -> None:
-        listed = self._flwr("list", _CONNECTION, "--format", "json")
+    def _require_running(self, orders: Orders) -> None:
         try:
-            runs = json.loads(listed.stdout)["runs"]
-            status = str(max(runs, key=lambda one: str(one.get("created-at", "")))["status"])
-        except (ValueError, KeyError, TypeError):
+            state = orders.state()
+        except FlowerError:  # busy: the SuperLink's own end is seen elsewhere
             return
-        if status.startswith("finished") and not (self.folder / "result.json").is_file():
+        if state.startswith("finished"):
             time.sleep(2)
             if not any((self.folder / name).is_file() for name in ("result.json", "failed.json")):
-                raise FlowerError(f"Flower says of the run: {status}; {self.log}: {_last(_text(self.log))}")
+                raise FlowerError(f"Flower says of the run: {state}; {self.log}: {_last(_text(self.log))}")
 
     def _hand_on(self, said: int) -> int:
         path = self.folder / "server.log"
@@ -222,12 +189,14 @@ class Deployment:
 def run_site(
     file: Path, site: SiteFile, *, insecure: bool, anywhere: bool, tell: Callable[[str], None]
 ) -> int:  # fmt: skip
-    """Run a site's SuperNode until it ends; its exit code.
+    """Run a site's SuperNode until it ends; 0.
 
     Raises
     ------
     ConfigError
-        For a key or certificate that is not there, or another process at work for this site.
+        For a key or certificate that is not there, or a server that is not the one it should be.
+    FlowerError
+        If the server does not let this site in, or the SuperNode fails.
     """
     host = site.server.rpartition(":")[0]
     if insecure and not anywhere and host not in ("127.0.0.1", "localhost", "::1"):
@@ -245,13 +214,29 @@ def run_site(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [
-        _tool("flower-supernode"), "--superlink", site.server, "--port", str(port),
-        "--node-config", f"site={json.dumps(str(file.resolve()))}", *secured,
-    ]  # fmt: skip
-    tell(f"site '{site.name}' connects to {site.server}; {site.folder / 'supernode.log'} has what Flower says")
-    with _process(command, site.folder / "supernode.log", site.folder / "flower") as process:
-        return process.wait()
+    log = site.folder / "supernode.log"
+    tell(f"site '{site.name}' connects to {site.server}; {log} has what Flower says")
+    if not insecure and site.certificate is not None:
+        absent = greet(site.server, site.certificate)
+        if absent:
+            tell(f"no server at {site.server} yet ({absent}); trying until there is one")
+    began = _size(log)
+    with resident(site.agent, tell) as place:
+        command = [
+            _tool("flower-supernode"), "--superlink", site.server, "--port", str(port),
+            "--node-config", f"site={json.dumps(place)}", *secured,
+        ]  # fmt: skip
+        with _process(command, log, site.folder / "flower") as process:
+            code = process.wait()
+    said = _text(log)[began:]
+    if "[code: 2004]" in said:
+        raise FlowerError(
+            f"the server at {site.server} does not let site '{site.name}' in: it does not know {site.key}, or this "
+            "site was killed within the last minute and still counts as there: then try again"
+        )
+    if code:
+        raise FlowerError(f"Flower's process ended ({code}): {_last(said)}")
+    return code
 
 
 @contextlib.contextmanager

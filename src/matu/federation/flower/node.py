@@ -1,21 +1,35 @@
-"""Flower's ClientApp of a site: three questions, each answered by an `Agent`, in a process of its own when deployed."""
+"""Flower's ClientApp of a site: four questions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Protocol
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from matu.errors import ConfigError
-from matu.federation.agent import Agent
 from matu.federation.flower.records import payload_of, plan_of, reply
+from matu.federation.flower.resident import Caller
 
-AgentOf = Callable[[Context], Agent]
+
+class Answers(Protocol):
+    """What answers for a node: a `matu.federation.agent.Agent`, or what asks one."""
+
+    def hello(self, plan: bytes) -> bytes:
+        """Who this site is."""
+
+    def train(self, plan: bytes, message: bytes) -> bytes:
+        """Its update."""
+
+    def evaluate(self, plan: bytes, message: bytes) -> bytes:
+        """Its score."""
+
+    def finish(self, plan: bytes, message: bytes) -> bytes:
+        """Its last score."""
 
 
-def client_app(agent_of: AgentOf) -> ClientApp:
+def client_app(agent_of: Callable[[Context], Answers]) -> ClientApp:
     """A ClientApp whose nodes answer as the agents that their contexts stand for."""
     app = ClientApp()
 
@@ -38,11 +52,9 @@ def client_app(agent_of: AgentOf) -> ClientApp:
     return app
 
 
-def deployed_agent(context: Context) -> Agent:
-    """The agent of the site file that a SuperNode was started with (node-config site="/folder/site.toml")."""
-    from matu.federation.site_file import read_site
-
+def of_this_site(context: Context) -> Answers:
+    """What answers where `matu site` started this SuperNode."""
     place = context.node_config.get("site")
     if not isinstance(place, str):
-        raise ConfigError("this SuperNode was started without --node-config 'site=\"/folder/site.toml\"'")
-    return read_site(Path(place)).agent()
+        raise ConfigError("this SuperNode was not started by matu site")
+    return Caller(place)

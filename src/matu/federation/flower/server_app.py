@@ -8,7 +8,6 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from matu.errors import MatuError
 from matu.federation.flower.remote import FlowerRemote
 from matu.federation.server_file import read_server
 from matu.files import append_line, write_atomic
@@ -30,6 +29,6 @@ def main(grid: Grid, context: Context) -> None:
             lambda plan: FlowerRemote(grid, plan, listening.min_sites, listening.deadline_s),
             lambda text: append_line(folder / "server.log", text),
         )  # fmt: skip
-    except MatuError as error:
+    except Exception as error:  # whatever it was: the command that waits must not learn it from Flower, minutes later
         write_atomic(folder / "failed.json", json.dumps({"error": str(error), "kind": type(error).__name__}).encode())
         raise

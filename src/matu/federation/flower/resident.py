@@ -1,0 +1,120 @@
+"""One process that answers for a site: Flower starts a new one for every message, which would load everything anew.
+
+Flower's process imports no torch; it hands the bytes over a socket in a folder that only the site's account may enter.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Client, Connection, Listener
+from typing import TYPE_CHECKING
+
+from matu.errors import DataError, MatuError
+
+if TYPE_CHECKING:
+    from matu.federation.agent import Agent
+
+QUESTIONS = ("hello", "train", "evaluate", "finish")
+_GIVEN, _FAILED = b"+", b"-"
+
+
+@contextmanager
+def resident(agent_of: Callable[[], Agent], tell: Callable[[str], None]) -> Iterator[str]:
+    """Answer questions in a thread, one after another, as long as the block lasts.
+
+    Parameters
+    ----------
+    agent_of
+        Makes the agent, for the first question.
+    tell
+        Takes a line for the site's people: what was asked, and why an answer failed. The server learns only that it
+        did, because reasons may name files.
+
+    Yields
+    ------
+    str
+        Where to ask, for `Caller`.
+    """
+    with tempfile.TemporaryDirectory(prefix="matu-") as folder, Listener(f"{folder}/site", "AF_UNIX") as listener:
+        answers = _Answers(agent_of, tell)
+
+        def serve() -> None:
+            while True:
+                try:
+                    with listener.accept() as line:
+                        answers(line)
+                except (OSError, EOFError):  # whoever asked is gone
+                    continue
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"{folder}/site"
+
+
+class _Answers:
+    def __init__(self, agent_of: Callable[[], Agent], tell: Callable[[str], None]) -> None:
+        self.agent_of, self.tell = agent_of, tell
+        self.agent: Agent | None = None
+
+    def __call__(self, line: Connection) -> None:
+        question, plan, payload = line.recv_bytes().decode(), line.recv_bytes(), line.recv_bytes()
+        began = time.monotonic()
+        try:
+            self.agent = self.agent or self.agent_of()
+            if question not in QUESTIONS:
+                raise DataError(f"question {question!r}, expected one of {', '.join(QUESTIONS)}")
+            answer = self.agent.hello(plan) if question == "hello" else getattr(self.agent, question)(plan, payload)
+        except Exception as error:  # the site lives on; its people see why
+            reason = str(error) if isinstance(error, MatuError) else traceback.format_exc()
+            self.tell(f"{question}: no answer: {reason}")
+            line.send_bytes(_FAILED)
+            line.send_bytes(type(error).__name__.encode())
+            return
+        self.tell(f"{question}: answered after {time.monotonic() - began:.1f} s")
+        line.send_bytes(_GIVEN)
+        line.send_bytes(answer)
+
+
+class Caller:
+    """Puts Flower's questions to a resident.
+
+    Parameters
+    ----------
+    place
+        What `resident` gave.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def hello(self, plan: bytes) -> bytes:
+        """As `matu.federation.agent.Agent.hello`; all four raise DataError if there is no answer."""
+        return self._ask("hello", plan, b"")
+
+    def train(self, plan: bytes, message: bytes) -> bytes:
+        """As `Agent.train`."""
+        return self._ask("train", plan, message)
+
+    def evaluate(self, plan: bytes, message: bytes) -> bytes:
+        """As `Agent.evaluate`."""
+        return self._ask("evaluate", plan, message)
+
+    def finish(self, plan: bytes, message: bytes) -> bytes:
+        """As `Agent.finish`."""
+        return self._ask("finish", plan, message)
+
+    def _ask(self, question: str, plan: bytes, payload: bytes) -> bytes:
+        try:
+            with Client(self.place, "AF_UNIX") as line:
+                for part in (question.encode(), plan, payload):
+                    line.send_bytes(part)
+                kind, answer = line.recv_bytes(), line.recv_bytes()
+        except (OSError, EOFError) as error:
+            raise DataError("the site's process is gone") from error
+        if kind != _GIVEN:
+            raise DataError(f"the site cannot answer ({answer.decode()[:80]}); it has the reason")
+        return answer

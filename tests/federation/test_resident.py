@@ -1,0 +1,96 @@
+"""A site's resident process: bytes through a socket, and no reason of a failure to the server."""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matu.errors import DataError
+from matu.federation.flower.resident import Caller, resident
+
+
+class Echo:
+    """Says what it was asked; fails where a plan asks for it."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Echo.made += 1
+
+    def hello(self, plan: bytes) -> bytes:
+        return b"hello " + plan
+
+    def train(self, plan: bytes, message: bytes) -> bytes:
+        if plan == b"data":
+            raise DataError("/wards/7/patient-12.png cannot be decoded")
+        if plan == b"bug":
+            raise KeyError("patient-12")
+        return message[::-1]
+
+    def evaluate(self, plan: bytes, message: bytes) -> bytes:
+        return b""
+
+    def finish(self, plan: bytes, message: bytes) -> bytes:
+        return plan + message
+
+
+def test_one_agent_answers_every_caller_with_the_bytes_it_gives() -> None:
+    Echo.made = 0
+    big = os.urandom(3 << 20)
+    with resident(Echo, [].append) as place:
+        assert Caller(place).hello(b"plan") == b"hello plan"
+        assert Caller(place).train(b"", big) == big[::-1]
+        assert Caller(place).evaluate(b"p", b"m") == b""
+        assert Caller(place).finish(b"p", b"m") == b"pm"
+    assert Echo.made == 1
+
+
+@pytest.mark.parametrize(("plan", "kind"), [(b"data", "DataError"), (b"bug", "KeyError")])
+def test_the_site_hears_why_and_the_server_only_that(plan: bytes, kind: str) -> None:
+    said: list[str] = []
+    with resident(Echo, said.append) as place:
+        with pytest.raises(DataError) as told:
+            Caller(place).train(plan, b"")
+        assert Caller(place).train(b"", b"ab") == b"ba", "it goes on"
+    assert "patient-12" in said[0]
+    assert kind in str(told.value)
+    assert "patient" not in str(told.value)
+
+
+def test_a_question_that_is_none_of_ours_calls_nothing() -> None:
+    said: list[str] = []
+    with resident(Echo, said.append) as place:
+        with Client(place, "AF_UNIX") as line:
+            for part in (b"__init__", b"", b""):
+                line.send_bytes(part)
+            assert line.recv_bytes() == b"-"
+        with Client(place, "AF_UNIX") as line:
+            line.send_bytes(b"train")  # and hangs up
+        assert Caller(place).hello(b"") == b"hello "
+    assert "expected one of hello, train, evaluate, finish" in said[0]
+
+
+def test_other_accounts_cannot_ask_and_a_site_that_is_gone_is_told(tmp_path: Path) -> None:
+    with resident(Echo, [].append) as place:
+        assert Path(place).parent.stat().st_mode & 0o077 == 0
+    with pytest.raises(DataError, match="the site's process is gone"):
+        Caller(place).hello(b"")
+
+
+def test_an_agent_that_cannot_be_made_is_tried_again() -> None:
+    attempts: list[int] = []
+
+    def agent_of() -> Any:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise DataError("the disk is away")
+        return Echo()
+
+    with resident(agent_of, [].append) as place:
+        with pytest.raises(DataError, match="DataError"):
+            Caller(place).hello(b"")
+        assert Caller(place).hello(b"x") == b"hello x"
