@@ -53,6 +53,9 @@ class Nodes:
                 self.asked.append((question, name))
                 yield name, self._answer(question, node, name, payloads[name])
 
+    def forget(self, site: str) -> None:
+        self.named = {node: name for node, name in self.named.items() if name != site}
+
     def _answer(self, question: str, node: str, name: str, payload: bytes) -> bytes | Failure:
         try:
             reply: bytes = getattr(self.agents[node](), question)(self.plan, payload)

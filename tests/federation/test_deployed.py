@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import tomli_w
+from hostile import LIES
 from remote import HOLDS, House, run_config
 from safetensors.torch import load_file
 
@@ -87,6 +89,19 @@ class Sites:
 
     def server(self) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         return self.process("server", "--config", "server.toml", "--out", "run")
+
+    @contextlib.contextmanager
+    def liar(self, name: str) -> Iterator[None]:
+        with open(self.folder / f"liar-{name}.out", "ab") as said:
+            process = subprocess.Popen(
+                [sys.executable, str(Path(__file__).with_name("hostile.py")), "site", "--config", f"{name}.toml"],
+                cwd=self.folder, stdout=said, stderr=said,
+            )  # fmt: skip
+        self.processes.append(process)
+        try:
+            yield
+        finally:
+            end_all(process)
 
     def site(self, name: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
         return self.process("site", "--config", f"{name}.toml")
@@ -256,3 +271,105 @@ def test_who_is_not_the_server_or_not_admitted_is_refused_and_told_so(
         assert "site 'east' is refused: not admitted for middle" in text
         assert "site 'mallory' is refused: a site of this name was not admitted" in text
     assert not lines_of(sites)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_liar_over_tls_changes_nothing_but_that_it_is_left_out(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = run_config(tiny_vit, method="matu", rounds=len(LIES), participation=1.0)
+    sites = Sites(House(config, tiny_data, tmp_path / "real"), free_port())
+    with contextlib.ExitStack() as running:
+        server = running.enter_context(sites.server())
+        sites.listening()
+        for name in ("north", "south"):
+            running.enter_context(sites.site(name))
+        running.enter_context(sites.liar("east"))
+        assert server.wait(500) == 0, sites.said()
+        sites.stop()
+    lines = lines_of(sites)
+    assert [list(line["failures"]) for line in lines] == [[], *[["east"]] * (len(LIES) - 1)]
+    plain = House(config, tiny_data, tmp_path / "plain")
+    nodes = plain.nodes()
+    nodes.meddle = lambda question, site, reply: (
+        Failure("late", "") if question == "train" and site == "east" and Envelope(reply).header.round > 1 else reply
+    )
+    assert equal(state_of(sites), plain.server(nodes, []).rounds().state)
+    result = json.loads((sites.folder / "run/result.json").read_text())
+    assert result["sites"]["east"]["accuracy"] == {}
+    assert result["sites"]["north"]["accuracy"]
+    log = (sites.folder / "run/server.log").read_text()
+    assert log.count("site 'east' did not: ") == len(LIES) - 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_network_that_is_cut_for_a_minute_heals(tiny_vit: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """North reaches the server through a relay, which is cut for 70 s: longer than Flower takes a silent node for."""
+    config = run_config(tiny_vit, method="matu", rounds=12, participation=1.0)
+    sites = Sites(House(config, tiny_data, tmp_path / "real"), free_port())
+    with contextlib.ExitStack() as running:
+        relay = running.enter_context(Relay(sites.port))
+        sites.write_site("north", server=f"127.0.0.1:{relay.port}")
+        server = running.enter_context(sites.server())
+        sites.listening()
+        for name in HOLDS:
+            running.enter_context(sites.site(name))
+        until(lambda: rounds_done(sites.folder) >= 2, sites)
+        relay.cut()
+        time.sleep(70)
+        relay.heal()
+        assert server.wait(400) == 0, sites.said()
+        sites.stop()
+    lines = lines_of(sites)
+    assert len(lines) == 12
+    assert lines[-1]["clients"] == sorted(HOLDS)
+    assert lines[-1]["failures"] == {}
+    assert json.loads((sites.folder / "run/result.json").read_text())["sites"]["north"]["accuracy"]
+
+
+class Relay:
+    """Hands TCP connections on to a port of this machine, until it is cut."""
+
+    def __init__(self, to: int) -> None:
+        self.to, self.open, self.pairs = to, True, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+
+    def __enter__(self) -> Relay:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        self.open = False
+        for one in self.pairs:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self.pairs = []
+
+    def heal(self) -> None:
+        self.open = True
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                if not self.open:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self.to))
+                self.pairs += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)

@@ -1,11 +1,13 @@
 """Rounds over Flower's messages, without its processes: the same numbers, and every way to fail."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 from flower_grid import LocalGrid, Node, app_node
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from hostile import LIES, Hostile
 from remote import HOLDS, House, run_config
 
 from matu.errors import DataError
@@ -14,6 +16,7 @@ from matu.federation.flower.node import client_app
 from matu.federation.flower.records import payload_of, plan_of, reply, request
 from matu.federation.flower.remote import FlowerRemote
 from matu.federation.transport import Failure
+from matu.wire import Envelope
 from playing import equal
 
 IDS = {"east": (1 << 63) + 5, "north": 17, "south": (1 << 64) - 2}
@@ -45,6 +48,41 @@ def test_the_numbers_are_those_without_flower(tiny_vit: Path, tiny_data: Path, t
     assert set(server.measure(found, "finish")) == set(HOLDS)
     assert grid.log[-1][0] == "evaluate.finish"
     assert all((tmp_path / "flower" / site / "artifact/artifact.json").is_file() for site in HOLDS)
+
+
+def test_a_site_that_lies_changes_nothing_but_that_it_is_left_out(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """East lies in every round but the first; the others end as if it had been away since."""
+    config = run_config(tiny_vit, method="matu", participation=1.0, rounds=len(LIES))
+    house = House(config, tiny_data, tmp_path / "lies")
+    grid = grid_of(house)
+    liar = Hostile("east", house.agent("east").own, house.agent("east").roots, tmp_path / "lies" / "east")
+    grid.nodes[IDS["east"]] = app_node(client_app(lambda _: liar), IDS["east"])
+    said: list[str] = []
+    server = house.server(over(grid, house), said, admitted={name: frozenset(held) for name, held in HOLDS.items()})
+    found = server.rounds()
+    plain = House(config, tiny_data, tmp_path / "plain")
+    nodes = plain.nodes()
+    nodes.meddle = lambda question, site, reply: (
+        Failure("late", "") if question == "train" and site == "east" and Envelope(reply).header.round > 1 else reply
+    )
+    expected = plain.server(nodes, []).rounds()
+    assert equal(found.state, expected.state)
+    lines = [json.loads(line) for line in (tmp_path / "lies/server/metrics.jsonl").read_text().splitlines()]
+    assert [list(line["failures"]) for line in lines] == [[], *[["east"]] * (len(LIES) - 1)]
+    reasons = dict(zip(LIES, (line["failures"].get("east", "") for line in lines), strict=True))
+    for lie, reason in {
+        "replayed": "round 1, expected 2", "cut off": "checksum", "8 MiB too long": "too many",
+        "a part that says it has 4 GiB": "bytes", "parts in another order": "", "not finite": "finite",
+        "a JSON text": "checksum", "empty": "checksum", "a thousand times the samples": "samples",
+        "a task more": "tasks", "in the name of another site": "site 'north'", "of the next round": "round 15",
+        "as if it were the server's": "kind 'train'",
+    }.items():  # fmt: skip
+        assert reason in reasons[lie], (lie, reasons[lie])
+        assert any(reasons[lie] in line for line in said), "the log says what it did"
+    scores = server.measure(found, "finish")
+    assert set(scores) == {"north", "south"}
 
 
 def echo(message: Message) -> Message:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import tyro
 
@@ -114,14 +117,17 @@ def site(arguments: list[str]) -> int:
 
     found = read_site(asked.config)
     _warn(asked.insecure)
-    try:
-        return run_site(
-            asked.config, found, insecure=asked.insecure, anywhere=asked.insecure_anywhere,
-            tell=lambda text: print(text, flush=True),
-        )  # fmt: skip
-    except KeyboardInterrupt:
-        print("\nmatu: stopped", file=sys.stderr)
-        return INTERRUPTED
+    signal.signal(signal.SIGTERM, _end)
+    run_site(
+        asked.config, found, insecure=asked.insecure, anywhere=asked.insecure_anywhere,
+        tell=lambda text: print(text, flush=True),
+    )  # fmt: skip
+    return DONE
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM, as an exception that lets everything be put away."""
+    sys.exit(128 + number)
 
 
 def _warn(insecure: bool) -> None:

@@ -34,6 +34,8 @@ class Roster:
         By site that is there now, its tasks: what `Federation.clients` reads.
     class_lists
         By task, what messages say of its class names.
+    samples
+        By site, how many training images it said it has, in the order of its tasks.
     refused
         By site or node, why it does not take part.
     """
@@ -44,6 +46,7 @@ class Roster:
         self.hellos: dict[str, Hello] = {}
         self.clients: dict[str, tuple[str, ...]] = {}
         self.class_lists: dict[str, str] = {}
+        self.samples: dict[str, tuple[int, ...]] = {}
         self.refused: dict[str, str] = {}
         if path.is_file():
             self._load()
@@ -78,6 +81,7 @@ class Roster:
         self.classes |= new
         self.class_lists |= {task: class_list(names) for task, names in new.items()}
         self.hellos[name], self.clients[name] = hello, tuple(hello.tasks)
+        self.samples[name] = tuple(held.train for held in hello.tasks.values())
         self.refused.pop(name, None)
         self._save()
 
@@ -114,6 +118,9 @@ class Roster:
             self.hellos = {
                 name: Hello.decode(json.dumps(hello, ensure_ascii=False).encode())
                 for name, hello in table["sites"].items()
+            }
+            self.samples = {
+                name: tuple(held.train for held in hello.tasks.values()) for name, hello in self.hellos.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DataError):

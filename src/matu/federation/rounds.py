@@ -50,6 +50,8 @@ class Federation:
         How downlinks travel.
     defence
         Bounds on what one client can do.
+    samples
+        By client, as many training images a task as it said it has, which every update must repeat; None: not known.
     """
 
     method: Method
@@ -64,6 +66,7 @@ class Federation:
     seed: int
     codecs: Codecs = field(default_factory=Codecs)
     defence: DefenceConfig = field(default_factory=DefenceConfig)
+    samples: Mapping[str, tuple[int, ...]] | None = None
 
     def sample(self, number: int) -> list[str]:
         """The clients of a round, distinct, in order; at least one."""
@@ -211,6 +214,8 @@ def open_update(
         raise DataError(f"metrics: {update.metrics['images']:.6g} images, expected 0 or more")
     if not update.samples:
         raise DataError(f"no sample counts, expected one for each of {len(tasks)} tasks")
+    if federation.samples is not None and update.samples != federation.samples[site]:
+        raise DataError(f"samples {update.samples[:9]}, it said it has {federation.samples[site][:9]}")
     held = Envelope(request).tensors(method.downlink_parts(tasks))  # as the site holds it: changes are counted from it
     parts = method.uplink_parts(tasks)
     return update, envelope.tensors(parts, held), envelope.sizes(parts)

@@ -27,7 +27,8 @@ class Remote(Protocol):
 
     `look` asks every node that is new who it is, gives each answer to `admit`, which returns the name it shall have or
     None, and tells which names are there now. `ask` puts a question ("train", "evaluate", "finish") to some of them and
-    gives replies as they arrive, each site once; it may end before all have answered.
+    gives replies as they arrive, each site once; it may end before all have answered. `forget`
+    makes the next `look` ask a site's node anew.
     """
 
     def look(self, admit: Callable[[str, bytes | Failure], str | None]) -> set[str]:
@@ -35,6 +36,9 @@ class Remote(Protocol):
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
         """Pairs of site and reply."""
+
+    def forget(self, site: str) -> None:
+        """The next `look` asks its node anew who it is."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Server:
         federation = Federation(
             self.method, f.method, self.roster.clients, _Training(self.remote), self.run, self.roster.fingerprint,
             self.roster.class_lists, f.rounds, f.participation, self.config.machine.seed, self.codecs,
-            self.config.defence,
+            self.config.defence, self.roster.samples,
         )  # fmt: skip
         return run_rounds(
             federation, progress, before=self.gather, evaluate=self._evaluate, record=self._record,
@@ -143,6 +147,9 @@ class Server:
         )
         for site, reason in line["failures"].items():
             self.tell(f"  site '{site}' did not: {reason}")
+            if reason.startswith("message:"):  # it may have changed since it said who it is
+                self.remote.forget(site)
+                self.roster.leave(site)
 
     def gather(self, number: int) -> None:
         """Wait until enough sites are there for a round; take in new ones."""

@@ -135,6 +135,8 @@ def greet(address: str, authority: Path, timeout_s: float = 5.0) -> str | None:
             f"the server at {address} is refused: {error.verify_message} (known is {authority}; the people of the "
             "server send a new one when theirs has changed)"
         ) from error
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:  # cut off on the way
+        return str(error)
     except ssl.SSLError as error:
         raise ConfigError(f"the server at {address} is refused: it does not speak TLS ({error.reason})") from error
     except OSError as error:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ START_S = 60.0
 STOP_S = 20.0
 """Seconds that Flower's processes get to end by themselves."""
 LAST_LINES = 15
+GIVEN_UP = "SSL/TLS handshake error detected"
+"""What a SuperNode says before it hangs: a connection that was cut while it was being made is enough for it."""
+PAUSE_S = 5.0
+"""Seconds until a site whose connection broke tries again."""
+QUICK_END_S = 15.0
+"""A node that ends sooner was never let in, or cannot run."""
+TRIES = 30
+"""Times in a row that a site which was let in once is turned away before it ends: for a while it counts as there."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -188,15 +197,15 @@ class Deployment:
 
 def run_site(
     file: Path, site: SiteFile, *, insecure: bool, anywhere: bool, tell: Callable[[str], None]
-) -> int:  # fmt: skip
-    """Run a site's SuperNode until it ends; 0.
+) -> None:  # fmt: skip
+    """Take part until the process is ended; a node of Flower's that ends is started again.
 
     Raises
     ------
     ConfigError
         For a key or certificate that is not there, or a server that is not the one it should be.
     FlowerError
-        If the server does not let this site in, or the SuperNode fails.
+        If the server does not let this site in, or Flower's node cannot run.
     """
     host = site.server.rpartition(":")[0]
     if insecure and not anywhere and host not in ("127.0.0.1", "localhost", "::1"):
@@ -214,29 +223,64 @@ def run_site(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = site.folder / "supernode.log"
+    log, answered = site.folder / "supernode.log", threading.Event()
     tell(f"site '{site.name}' connects to {site.server}; {log} has what Flower says")
-    if not insecure and site.certificate is not None:
-        absent = greet(site.server, site.certificate)
-        if absent:
-            tell(f"no server at {site.server} yet ({absent}); trying until there is one")
-    began = _size(log)
-    with resident(site.agent, tell) as place:
+
+    def note(text: str) -> None:
+        answered.set()
+        tell(text)
+
+    with resident(site.agent, note) as place:
         command = [
             _tool("flower-supernode"), "--superlink", site.server, "--port", str(port),
             "--node-config", f"site={json.dumps(place)}", *secured,
         ]  # fmt: skip
-        with _process(command, log, site.folder / "flower") as process:
-            code = process.wait()
-    said = _text(log)[began:]
+        tries = 0
+        while True:  # whatever ends Flower's node is not an end for the site: a network that was cut heals
+            _await_server(site, insecure, tell)
+            began, since = len(_text(log)), time.monotonic()
+            answered.clear()
+            with _process(command, log, site.folder / "flower") as process:
+                code = _until_it_ends(process, log, began)
+            said = _text(log)[began:]
+            lasted = time.monotonic() - since
+            was_in = answered.is_set() or lasted > QUICK_END_S
+            tries = 1 if was_in else tries + (tries > 0)
+            if not 0 < tries <= TRIES:
+                raise FlowerError(_why(site, said, code))
+            tell(f"Flower's node ended after {lasted:.0f} s; again in {PAUSE_S:g} s")
+            time.sleep(PAUSE_S)
+
+
+def _until_it_ends(process: subprocess.Popen[bytes], log: Path, began: int) -> int:
+    """The exit code of a SuperNode; 1 for one that has given up and stays: it does at any trouble with TLS."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(2.0)
+        if GIVEN_UP in _text(log)[began:]:
+            return 1
+
+
+def _await_server(site: SiteFile, insecure: bool, tell: Callable[[str], None]) -> None:
+    """Until the server, known by its certificate, is there; ConfigError if somebody else is."""
+    told = None
+    while not insecure and site.certificate is not None:
+        absent = greet(site.server, site.certificate)
+        if absent is None:
+            return
+        if told != absent:
+            tell(f"no server at {site.server} yet ({absent}); trying until there is one")
+        told = absent
+        time.sleep(PAUSE_S)
+
+
+def _why(site: SiteFile, said: str, code: int) -> str:
     if "[code: 2004]" in said:
-        raise FlowerError(
+        return (
             f"the server at {site.server} does not let site '{site.name}' in: it does not know {site.key}, or this "
             "site was killed within the last minute and still counts as there: then try again"
         )
-    if code:
-        raise FlowerError(f"Flower's process ended ({code}): {_last(said)}")
-    return code
+    return f"Flower's node ended ({code}): {_last(said)}"
 
 
 @contextlib.contextmanager

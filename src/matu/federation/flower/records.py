@@ -11,6 +11,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from matu.errors import DataError
 
 _PLAN, _MESSAGE = "plan", "message"
+ASIDE = ("config", "metrics")
+"""Records of an app's own that may travel beside a message."""
 
 
 def request(question: str, plan: bytes, payload: bytes, node: int) -> Message:
@@ -44,7 +46,7 @@ def payload_of(message: Message) -> bytes:
         If it holds anything else: other records, other arrays, another type, or a shape that is not their number.
     """
     content = message.content
-    names = {*content.config_records, *content.array_records, *content.metric_records} - {_PLAN}
+    names = {*content.config_records, *content.array_records, *content.metric_records} - {_PLAN, *ASIDE}
     if names != {_MESSAGE} or set(content.array_records.get(_MESSAGE, {})) != {_MESSAGE}:
         raise DataError(f"records {sorted(names)[:5]}, expected one array in '{_MESSAGE}'")
     array = content.array_records[_MESSAGE][_MESSAGE]

@@ -90,6 +90,10 @@ class FlowerRemote:
         for node in sorted(pending.values()):
             yield sites[node], Failure("late", f"no answer in {self.deadline_s:g} s")
 
+    def forget(self, site: str) -> None:
+        """The next `look` asks its node anew who it is."""
+        self.names = {node: name for node, name in self.names.items() if name != site}
+
     def _push(self, question: str, payloads: Mapping[int, bytes]) -> dict[str, int]:
         """Send to nodes; message id -> node."""
         if not payloads:
