@@ -65,7 +65,8 @@ def serve(
             return dict(json.loads(finished.read_text()))
         run = _number(server, folder)
         config, method_name = server.config, server.config.federation.method
-        trainer = build_trainer(config, models, prepare_machine(config.machine), "float32")
+        trainer = build_trainer(config, models, prepare_machine(config.machine, trains=False), "float32")
+        trainer.model.let_go()
         admitted = {name: frozenset(tasks) for name, tasks in server.sites.items()}
         roster = Roster(folder / "sites.json", trainer.model.fingerprint, admitted)
         kind = find_method(method_name)
@@ -78,7 +79,7 @@ def serve(
             server.listening.min_sites, tell,
         )  # fmt: skip
         progress = host.rounds()
-        host.gather(progress.round)  # also where the rounds were done before a restart
+        host.gather(progress.round + 1)  # also where the rounds were done before a restart
         tell("the last round is done; every site keeps what it gets")
         scores = host.measure(progress, "finish")
         weights = method.server_weights(progress.state)
@@ -125,6 +126,7 @@ def _result(
     delivered = by_tasks(scores)
     table = config_table(config)
     table.pop("tasks")
+    table["federation"] = {name: table["federation"][name] for name in ("method", "options", "rounds", "participation")}
     return {
         "run": run,
         "method": config.federation.method,

@@ -52,14 +52,16 @@ class Sites:
         for site in HOLDS:
             self.write_site(site)
 
-    def write_server(self, min_sites: int, deadline_s: float = 0.0) -> None:
+    def write_server(
+        self, min_sites: int, deadline_s: float = 0.0, file: str = "server", port: int | None = None
+    ) -> None:
         table = config_table(self.house.config)
         table["server"] = {
-            "address": f"127.0.0.1:{self.port}", "min_sites": min_sites, "certificates": "certs",
+            "address": f"127.0.0.1:{port or self.port}", "min_sites": min_sites, "certificates": "certs",
             "deadline_s": deadline_s,
         }  # fmt: skip
         table["sites"] = {site: list(held) for site, held in HOLDS.items()}
-        (self.folder / "server.toml").write_text(tomli_w.dumps(table))
+        (self.folder / f"{file}.toml").write_text(tomli_w.dumps(table))
 
     def write_site(self, name: str, **changes: Any) -> None:
         """Its file; `changes` may name another file, port, key or tasks."""
@@ -163,6 +165,7 @@ def test_real_sites_over_tls_end_with_the_numbers_of_one_process(
     for ours, theirs in (("downlink", "to_sites"), ("uplink", "from_sites")):
         assert result["transport"][theirs] > sum(result["bytes"][ours].values()) > 0
     assert set(result["sites"]) == set(HOLDS)
+    assert not list((sites.folder / "run/flower").glob("state.db*")), "nothing stays of what sites sent"
     assert all((sites.folder / site / "artifact/artifact.json").is_file() for site in HOLDS)
     assert not [p for p in (sites.folder / "run").rglob("*") if p.suffix in (".png", ".npy")]
     assert os.path.getsize(sites.folder / "run/server.log")
@@ -256,8 +259,13 @@ def test_who_is_not_the_server_or_not_admitted_is_refused_and_told_so(
         with sites.site(file) as process:
             return process.wait(90), (sites.folder / f"site-{file}.out").read_text()
 
-    with sites.server():
+    with sites.server() as first:
         sites.listening()
+        sites.write_server(1, file="second", port=free_port())
+        with sites.process("server", "--config", "second.toml", "--out", "run") as second:
+            assert second.wait(60) == 2
+        assert "another process is at work" in (sites.folder / "server-second.out").read_text()
+        assert first.poll() is None, "the first is not disturbed"
         code, said = ended("other_authority")
         assert code == 2
         assert f"the server at 127.0.0.1:{sites.port} is refused: unable to get local issuer" in said
@@ -270,6 +278,9 @@ def test_who_is_not_the_server_or_not_admitted_is_refused_and_told_so(
         text = log.read_text()
         assert "site 'east' is refused: not admitted for middle" in text
         assert "site 'mallory' is refused: a site of this name was not admitted" in text
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 128 + signal.SIGTERM
+    assert "stopping" in (sites.folder / "server-server.out").read_text()
     assert not lines_of(sites)
 
 
@@ -362,14 +373,21 @@ class Relay:
                 if not self.open:
                     near.close()
                     continue
-                far = socket.create_connection(("127.0.0.1", self.to))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self.to))
+                except OSError:
+                    near.close()
+                    continue
                 self.pairs += [near, far]
                 for ends in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=ends, daemon=True).start()
 
     @staticmethod
     def _pump(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+        try:
+            with contextlib.suppress(OSError):
+                while data := source.recv(1 << 16):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+        finally:
+            source.close()

@@ -94,6 +94,7 @@ def server(arguments: list[str]) -> int:
         asked.config, found, asked.out, models, asked.insecure, asked.insecure_anywhere,
         lambda text: print(text, file=sys.stderr if asked.json else sys.stdout, flush=True),
     )  # fmt: skip
+    signal.signal(signal.SIGTERM, _end)
     try:
         result = deployment.run()
     except KeyboardInterrupt:

@@ -152,7 +152,7 @@ class Server:
                 self.roster.leave(site)
 
     def gather(self, number: int) -> None:
-        """Wait until enough sites are there for a round; take in new ones."""
+        """Wait until enough sites are there for a round (or, one past the last, for the end); take in new ones."""
         waited = False
         while True:
             there = self.remote.look(self._admit)
@@ -167,7 +167,8 @@ class Server:
             if len(self.roster.clients) >= self.min_sites:
                 return
             if not waited:
-                self.tell(f"round {number}: waiting for {self.min_sites} sites, {len(self.roster.clients)} are there")
+                what = f"round {number}" if number <= self.config.federation.rounds else "all rounds are done"
+                self.tell(f"{what}: waiting for {self.min_sites} sites, {len(self.roster.clients)} are there")
             waited = True
             time.sleep(self.look_every_s)
 

@@ -6,13 +6,16 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matu.config import RunConfig, config_of, read_table
 from matu.errors import ConfigError
-from matu.federation.agent import Agent
 from matu.roots import Roots
 from matu.tasks.cache import default_cache_dir
 from matu.wire import is_name
+
+if TYPE_CHECKING:
+    from matu.federation.agent import Agent
 
 _TEXT = ("name", "server", "folder", "certificate", "key", "data_root", "models_root", "cache")
 
@@ -47,6 +50,8 @@ class SiteFile:
 
     def agent(self) -> Agent:
         """What answers for it."""
+        from matu.federation.agent import Agent  # and torch with it
+
         return Agent(self.name, self.config, self.roots, self.folder)
 
 

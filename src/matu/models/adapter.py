@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -103,6 +104,13 @@ class AdaptedModel:
         gradients = self.layout.unflatten(self.parameters.grad)
         for name, parameter in trained.items():
             parameter.data, parameter.grad = values[name], gradients[name]
+
+    def let_go(self) -> None:
+        """Free all weights and keep what describes them (layout, fingerprint, backbone): a server trains nothing."""
+        self.backbone = replace(self.backbone, module=nn.Identity())
+        self.model = self.backbone.module
+        self.start, self.parameters, self._fused = torch.zeros(0), nn.Parameter(torch.zeros(0)), []
+        self._encoder = _Encoder(self.backbone)
 
     @property
     def dim(self) -> int:

@@ -67,6 +67,13 @@ def load_tasks(
     return _each(found, lambda one: _finish(one, image_size, limits, skip_bad_images))
 
 
+def find_tasks(references: Sequence[str], data_root: Path | None) -> list[str]:
+    """Names of the tasks that references mean, without reading any; DataError for all that are not there."""
+    names = resolve(references)
+    _each(names, lambda name: find_source(name, data_root))
+    return names
+
+
 @dataclass(frozen=True)
 class _Found:
     """A source, its folder in the cache, and what lies there already or else is still to be decoded."""

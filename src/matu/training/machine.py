@@ -23,8 +23,8 @@ LONG_S = 4.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h; glibc takes no mmap threshold above 32 MiB
 
 
-def prepare_machine(config: MachineConfig) -> torch.device:
-    """Set threads and allocator, and return the device.
+def prepare_machine(config: MachineConfig, *, trains: bool = True) -> torch.device:
+    """Set threads and, for a process that trains, the allocator, and return the device.
 
     Raises
     ------
@@ -41,9 +41,9 @@ def prepare_machine(config: MachineConfig) -> torch.device:
         raise ConfigError(f"device '{config.device}': this machine has no such GPU; --device cpu would be right")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if device.type == "cpu":
+    if device.type == "cpu" and trains:
         _keep_freed_memory()
-    else:
+    elif device.type == "cuda":
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

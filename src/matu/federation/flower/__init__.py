@@ -7,5 +7,6 @@ ENVIRONMENT = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }
-"""Flower and Ray ask nobody, install nothing, and leave the choice of GPUs alone."""
+"""Flower and Ray ask nobody, install nothing, leave the choice of GPUs alone, and stay down once shut down."""

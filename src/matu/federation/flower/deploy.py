@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -25,13 +26,15 @@ from matu.federation.flower.orders import FlowerError, Orders
 from matu.federation.flower.resident import resident
 from matu.federation.server_file import ServerFile
 from matu.federation.site_file import SiteFile
-from matu.files import write_atomic
+from matu.files import only_one, write_atomic
+from matu.tasks.loading import find_tasks
 
 START_S = 60.0
 """Seconds that a SuperLink may take until it listens."""
 STOP_S = 20.0
 """Seconds that Flower's processes get to end by themselves."""
 LAST_LINES = 15
+TURNED_AWAY = "[code: 2004]"
 GIVEN_UP = "SSL/TLS handshake error detected"
 """What a SuperNode says before it hangs: a connection that was cut while it was being made is enough for it."""
 PAUSE_S = 5.0
@@ -89,14 +92,21 @@ class Deployment:
         ConfigError, MatuError
             For what keeps it from starting, or ended it.
         """
-        self._check()
         finished = self.folder / "result.json"
         if finished.is_file():
             self.tell(f"{self.folder} is complete; nothing to do")
             return dict(json.loads(finished.read_text()))
         self.home.mkdir(parents=True, exist_ok=True)
-        (self.folder / "failed.json").unlink(missing_ok=True)
-        with self._superlink() as superlink:
+        with only_one(self.home):  # before anything of a run that is under way can be touched
+            self._check()
+            (self.folder / "failed.json").unlink(missing_ok=True)
+            try:
+                return self._run(finished)
+            finally:
+                self._forget_messages(finished.is_file())
+
+    def _run(self, finished: Path) -> dict[str, Any]:
+        with self._superlink() as superlink, self._telling_of_a_stop():
             orders = self._orders()
             if not self.insecure:
                 for site in self.server.sites:
@@ -110,6 +120,26 @@ class Deployment:
                 result["transport"] = orders.traffic()
                 write_atomic(finished, json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
             return result
+
+    @contextlib.contextmanager
+    def _telling_of_a_stop(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.tell("stopping Flower's processes, up to half a minute")
+            raise
+
+    def _forget_messages(self, finished: bool) -> None:
+        """Flower's database keeps what sites sent until it is folded: of a run that has ended it goes altogether."""
+        database = self.home / "state.db"
+        if finished:
+            for path in self.home.glob("state.db*"):
+                path.unlink()
+        elif database.is_file():
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database, timeout=5)) as opened:
+                opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                opened.execute("VACUUM")
+                opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _check(self) -> None:
         host, _, port = self.server.listening.address.rpartition(":")
@@ -215,10 +245,10 @@ def run_site(
         for name in ("certificate", "key"):
             path = getattr(site, name)
             if path is None or not path.is_file():
-                raise ConfigError(
-                    f"{file}: {name} {path or 'is missing'}; the people of the server send it (matu certs)"
-                )
+                what = f"{path}: no such file" if path else "is missing"
+                raise ConfigError(f"{file}: {name} {what}; the people of the server send it (matu certs)")
         secured = ["--root-certificates", str(site.certificate), "--auth-supernode-private-key", str(site.key)]
+    find_tasks(site.config.tasks.tasks, site.roots.data)  # what is not there is told before anybody is asked
     site.folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -229,6 +259,8 @@ def run_site(
     def note(text: str) -> None:
         answered.set()
         tell(text)
+        if text.startswith("finish: answered"):
+            tell(f"the run is over: {site.folder / 'artifact'} has what came of it; here for another run until Ctrl-C")
 
     with resident(site.agent, note) as place:
         command = [
@@ -248,7 +280,12 @@ def run_site(
             tries = 1 if was_in else tries + (tries > 0)
             if not 0 < tries <= TRIES:
                 raise FlowerError(_why(site, said, code))
-            tell(f"Flower's node ended after {lasted:.0f} s; again in {PAUSE_S:g} s")
+            why = (
+                " (turned away: its key still counts as there, or another process has it)"
+                if TURNED_AWAY in said
+                else ""
+            )
+            tell(f"Flower's node ended after {lasted:.0f} s{why}; again in {PAUSE_S:g} s")
             time.sleep(PAUSE_S)
 
 
@@ -275,7 +312,7 @@ def _await_server(site: SiteFile, insecure: bool, tell: Callable[[str], None]) -
 
 
 def _why(site: SiteFile, said: str, code: int) -> str:
-    if "[code: 2004]" in said:
+    if TURNED_AWAY in said:
         return (
             f"the server at {site.server} does not let site '{site.name}' in: it does not know {site.key}, or this "
             "site was killed within the last minute and still counts as there: then try again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from matu.federation.transport import Failure
 
 QUESTIONS = {"hello": "query", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish"}
 """Flower's type of message for each question of the server."""
+_RAISED = re.compile(r"<class '[^']*'>:<'(.*)'>", re.DOTALL)
+"""How Flower writes what an app raised."""
 _CODES = {2: "site", 3: "gone", 5: "gone", 8: "killed"}
 """Flower's error codes: the app raised; the message, or the node, is not there; its process ended."""
 
@@ -115,7 +118,9 @@ class FlowerRemote:
 
 def _answer(message: Message) -> bytes | Failure:
     if message.has_error():
-        return Failure(_CODES.get(message.error.code, "flower"), message.error.reason or f"code {message.error.code}")
+        reason = message.error.reason or f"code {message.error.code}"
+        raised = _RAISED.fullmatch(reason)
+        return Failure(_CODES.get(message.error.code, "flower"), raised[1] if raised else reason)
     try:
         return payload_of(message)
     except DataError as error:

@@ -168,6 +168,7 @@ def _grid(run: Run, count: int, jobs: int) -> Iterator[Grid]:
     try:
         yield _ready(grids, count, ended, failed)
     except BaseException:
+        done.set()
         ray.shutdown()  # nobody waits for what is under way
         raise
     finally:
