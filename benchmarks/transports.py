@@ -29,7 +29,7 @@ from matu.federation.flower.certificates import make_certificates
 MATU = [sys.executable, "-m", "matu"]
 SITES = {"client-0": ["digits", "signs"], "client-1": ["letters_sans", "landcover"],
          "client-2": ["figures_form", "letters_serif"]}  # fmt: skip
-TASKS = {"max_train": 300, "max_test": 100, "image_size": 32}
+TASKS = {"max_train": 100, "max_test": 100, "image_size": 32}
 
 
 def config(rounds: int) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def main() -> None:
         }
     found |= {
         "machine": platform.platform(), "processor": cpu(), "cores": psutil.cpu_count(), "flwr": version("flwr"),
-        "date": time.strftime("%Y-%m-%d"), "load_before": psutil.getloadavg()[0],
+        "date": time.strftime("%Y-%m-%d"), "load_after": psutil.getloadavg()[0],
     }  # fmt: skip
     text = json.dumps(found, indent=1)
     print(text)
