@@ -113,7 +113,7 @@ def site(arguments: list[str]) -> int:
     """matu site."""
     prepare_libraries()
     asked = tyro.cli(SiteArguments, args=arguments, prog="matu site")
-    from matu.federation.flower.deploy import run_site
+    from matu.federation.flower.join import run_site
     from matu.federation.site_file import read_site
 
     found = read_site(asked.config)

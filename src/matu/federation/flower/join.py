@@ -1,0 +1,125 @@
+"""A site's side of a deployed federation: Flower's SuperNode, kept running, and what answers for it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from matu.errors import ConfigError
+from matu.federation.flower.certificates import greet
+from matu.federation.flower.orders import FlowerError
+from matu.federation.flower.processes import last_lines, process_of, size_of, text_of, tool
+from matu.federation.flower.resident import resident
+from matu.federation.site_file import SiteFile
+from matu.tasks.loading import find_tasks
+
+TURNED_AWAY = "[code: 2004]"
+GIVEN_UP = "SSL/TLS handshake error detected"
+"""What a SuperNode says before it hangs: a connection that was cut while it was being made is enough for it."""
+PAUSE_S = 5.0
+"""Seconds until a site whose connection broke tries again."""
+QUICK_END_S = 15.0
+"""A node that ends sooner was never let in, or cannot run."""
+TRIES = 30
+"""Times in a row that a site which was let in once is turned away before it ends: for a while it counts as there."""
+
+
+def run_site(
+    file: Path, site: SiteFile, *, insecure: bool, anywhere: bool, tell: Callable[[str], None]
+) -> None:  # fmt: skip
+    """Take part until the process is ended; a node of Flower's that ends is started again.
+
+    Raises
+    ------
+    ConfigError
+        For a key or certificate that is not there, or a server that is not the one it should be.
+    FlowerError
+        If the server does not let this site in, or Flower's node cannot run.
+    """
+    host = site.server.rpartition(":")[0]
+    if insecure and not anywhere and host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(f"--insecure: only with a server on 127.0.0.1, and it is {host}; or also --insecure-anywhere")
+    secured = ["--insecure"]
+    if not insecure:
+        for name in ("certificate", "key"):
+            path = getattr(site, name)
+            if path is None or not path.is_file():
+                what = f"{path}: no such file" if path else "is missing"
+                raise ConfigError(f"{file}: {name} {what}; the people of the server send it (matu certs)")
+        secured = ["--root-certificates", str(site.certificate), "--auth-supernode-private-key", str(site.key)]
+    find_tasks(site.config.tasks.tasks, site.roots.data)  # what is not there is told before anybody is asked
+    site.folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log, answered = site.folder / "supernode.log", threading.Event()
+    tell(f"site '{site.name}' connects to {site.server}; {log} has what Flower says")
+
+    def note(text: str) -> None:
+        answered.set()
+        tell(text)
+        if text.startswith("finish: answered"):
+            tell(f"the run is over: {site.folder / 'artifact'} has what came of it; here for another run until Ctrl-C")
+
+    with resident(site.agent, note) as place:
+        command = [
+            tool("flower-supernode"), "--superlink", site.server, "--port", str(port),
+            "--node-config", f"site={json.dumps(place)}", *secured,
+        ]  # fmt: skip
+        tries = 0
+        while True:  # whatever ends Flower's node is not an end for the site: a network that was cut heals
+            _await_server(site, insecure, tell)
+            began, since = size_of(log), time.monotonic()
+            answered.clear()
+            with process_of(command, log, site.folder / "flower") as process:
+                code = _until_it_ends(process, log, began)
+            said = text_of(log, began)
+            lasted = time.monotonic() - since
+            was_in = answered.is_set() or lasted > QUICK_END_S
+            tries = 1 if was_in else tries + (tries > 0)
+            if not 0 < tries <= TRIES:
+                raise FlowerError(_why(site, said, code))
+            why = (
+                " (turned away: its key still counts as there, or another process has it)"
+                if TURNED_AWAY in said
+                else ""
+            )
+            tell(f"Flower's node ended after {lasted:.0f} s{why}; again in {PAUSE_S:g} s")
+            time.sleep(PAUSE_S)
+
+
+def _until_it_ends(process: subprocess.Popen[bytes], log: Path, began: int) -> int:
+    """The exit code of a SuperNode; 1 for one that has given up and stays: it does at any trouble with TLS."""
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(2.0)
+        if GIVEN_UP in text_of(log, began):
+            return 1
+
+
+def _await_server(site: SiteFile, insecure: bool, tell: Callable[[str], None]) -> None:
+    """Until the server, known by its certificate, is there; ConfigError if somebody else is."""
+    told = None
+    while not insecure and site.certificate is not None:
+        absent = greet(site.server, site.certificate)
+        if absent is None:
+            return
+        if told != absent:
+            tell(f"no server at {site.server} yet ({absent}); trying until there is one")
+        told = absent
+        time.sleep(PAUSE_S)
+
+
+def _why(site: SiteFile, said: str, code: int) -> str:
+    if TURNED_AWAY in said:
+        return (
+            f"the server at {site.server} does not let site '{site.name}' in: it does not know {site.key}, or this "
+            "site was killed within the last minute and still counts as there: then try again"
+        )
+    return f"Flower's node ended ({code}): {last_lines(said)}"
