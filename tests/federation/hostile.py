@@ -87,7 +87,7 @@ class Hostile(Agent):
 
 
 if __name__ == "__main__":
-    matu.federation.agent.Agent = Hostile  # type: ignore[misc]
+    matu.federation.agent.Agent = Hostile
     from matu.cli import main
 
     main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import sys
@@ -207,7 +208,7 @@ def test_the_example_learns_before_and_after(
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
     example["server_app"].app(grid, context)
     printed = capsys.readouterr().out
-    last = eval(printed.strip().splitlines()[-1], {"__builtins__": {}})[3]  # noqa: S307
+    last = ast.literal_eval(printed.strip().splitlines()[-1])[3]
     if "accuracy" in last:
         assert last["accuracy"] > 0.8
     else:

@@ -1,9 +1,14 @@
 """What people of a server and of a site write down, and the keys that they are given."""
 
+import contextlib
+import datetime
+import socket
 import ssl
 import stat
-import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 
 from matu.cli import run_command
 from matu.errors import ConfigError
-from matu.federation.flower.certificates import make_certificates
+from matu.federation.flower.certificates import check_server, greet, make_certificates
 from matu.federation.server_file import read_server
 from matu.federation.site_file import read_site
 from matu.roots import Roots
@@ -118,14 +123,101 @@ def test_keys_are_what_tls_and_flower_read(tmp_path: Path) -> None:
     assert private.public_key() == public
 
 
+def shake_hands(folder: Path, authority: Path, host: str) -> None:
+    """A TLS handshake in memory, strict as to what certificates may say; ssl.SSLError if it fails."""
+    client = ssl.create_default_context(cafile=str(authority))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "server.pem", folder / "server.key")
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(back, there, server_hostname=host), server.wrap_bio(there, back, server_side=True)]
+    for _ in range(4):
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    assert ends[0].version() == "TLSv1.3"
+
+
 def test_openssl_finds_the_servers_certificate_right(tmp_path: Path) -> None:
     make_certificates(tmp_path, ["fl.example.org"], [], 30)
-    command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "fl.example.org"]
-    try:
-        done = subprocess.run([*command, "-CAfile", tmp_path / "ca.crt", tmp_path / "server.pem"], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("no openssl here")
-    assert done.returncode == 0, done.stderr
+    shake_hands(tmp_path, tmp_path / "ca.crt", "fl.example.org")
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake_hands(tmp_path, tmp_path / "ca.crt", "evil.example.org")
+
+
+def an_expired_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server's certificate made ten days ago for two days, of an authority that holds."""
+    make_certificates(folder, ["127.0.0.1"], [], 30)
+    (folder / "server.pem").unlink()
+
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> datetime.datetime:
+            return datetime.datetime.now(tz) - datetime.timedelta(days=10)
+
+    with monkeypatch.context() as past:
+        past.setattr("matu.federation.flower.certificates.datetime", SimpleNamespace(
+            datetime=Then, timedelta=datetime.timedelta, UTC=datetime.UTC
+        ))  # fmt: skip
+        make_certificates(folder, ["127.0.0.1"], [], 2)
+
+
+def test_a_server_with_a_certificate_that_does_not_hold_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificates(tmp_path / "good", ["127.0.0.1"], [], 30)
+    check_server(tmp_path / "good")
+    an_expired_server(tmp_path / "late", monkeypatch)
+    with pytest.raises(ConfigError, match=r"server\.pem: holds from .* and it is"):
+        check_server(tmp_path / "late")
+    for name, said in (("ca.crt", "not signed by"), ("server.key", "is not the key of")):
+        make_certificates(tmp_path / name, ["127.0.0.1"], [], 30)
+        (tmp_path / name / name).write_bytes((tmp_path / "good" / name).read_bytes())
+        with pytest.raises(ConfigError, match=said):
+            check_server(tmp_path / name)
+    (tmp_path / "good" / "server.pem").write_text("no certificate")
+    with pytest.raises(ConfigError, match="no certificate that can be read"):
+        check_server(tmp_path / "good")
+
+
+@contextlib.contextmanager
+def listening(folder: Path | None) -> Iterator[str]:
+    """Somebody on a port, with a folder's certificate, or without TLS; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                plain, _ = listener.accept()
+                with plain:
+                    if folder is None:
+                        plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                        return
+                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+                    context.wrap_socket(plain, server_side=True).close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        thread.join()
+
+
+def test_a_site_knows_its_server_and_says_who_else_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, other, late = tmp_path / "good", tmp_path / "other", tmp_path / "late"
+    make_certificates(good, ["127.0.0.1"], [], 30)
+    make_certificates(other, ["127.0.0.1"], [], 30)
+    an_expired_server(late, monkeypatch)
+    with listening(good) as address:
+        assert greet(address, good / "ca.crt") is None
+    for folder, authority, said in (
+        (good, other, "refused: unable to get local issuer"), (late, late, "refused: certificate has expired"),
+        (None, good, "does not speak TLS"),
+    ):  # fmt: skip
+        with listening(folder) as address, pytest.raises(ConfigError, match=said):
+            greet(address, authority / "ca.crt")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    assert "refused" in str(greet(f"127.0.0.1:{port}", good / "ca.crt"))
 
 
 def test_nothing_is_overwritten_and_sites_are_added(tmp_path: Path) -> None:
