@@ -4,11 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-here test-flower test-long lint bench clean
+.PHONY: help demo test test-long lint bench clean
 
 help:
 	@echo "make demo       install, then run the main job on the bundled tasks (about 3 minutes)"
-	@echo "make test       install, then run the tests: those here, and beside them those over Flower's processes, which mostly wait"
+	@echo "make test       install, then run the tests, two at a time: one line of them over Flower's processes, which mostly wait"
 	@echo "make test-long  the heavier checks: 10,000 random cases against the oracle"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks of the server's mathematics"
@@ -23,17 +23,11 @@ demo: $(STAMP)
 	$(BIN)/matu run --config configs/demo.toml
 
 test: $(STAMP)
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line test-here test-flower
-
-test-here: $(STAMP)
-	$(BIN)/python -m pytest -m "not flower and not long and not real"
-
-test-flower: $(STAMP)
-	$(BIN)/python -m pytest -m "flower and not long"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-long: $(STAMP)
-	MATU_HYPOTHESIS=long $(BIN)/python -m pytest tests/vectors --timeout 3600
-	$(BIN)/python -m pytest -m long
+	MATU_HYPOTHESIS=long $(BIN)/python -m pytest tests/vectors --timeout 3600 -o faulthandler_timeout=0
+	$(BIN)/python -m pytest -m long -o faulthandler_timeout=0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

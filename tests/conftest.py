@@ -3,11 +3,20 @@
 `ci` is quick and repeatable, `long` draws 1,300 new cases for each property.
 """
 
+import faulthandler
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+
+EXIT_S = 120
+"""Seconds that Python may take to end after the tests; then every thread's stack is printed, and it is ended."""
+
+torch.set_num_threads(1)  # of tensors this small a second thread only waits, for very long where cores are shared
+os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
 
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=True, database=None)
 settings.register_profile("long", max_examples=1300, deadline=None, database=None, print_blob=True)
@@ -31,3 +40,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, (name, classes) in enumerate({"left": 3, "middle": 3, "right": 4}.items()):
         save_image_folder(root / name, tiny_task(name, classes=classes, seed=seed))
     return root
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        faulthandler.dump_traceback_later(EXIT_S, exit=True, file=sys.__stderr__)

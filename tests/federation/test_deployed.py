@@ -30,7 +30,7 @@ from matu.methods import State
 from matu.wire import Envelope
 from playing import equal
 
-pytestmark = [pytest.mark.flower, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.flower, pytest.mark.xdist_group("flower"), pytest.mark.timeout(280)]
 MATU = [sys.executable, "-m", "matu"]
 
 
@@ -190,11 +190,11 @@ def rounds_done(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
-def until(what: Callable[[], bool], sites: Sites, seconds: float = 200) -> None:
+def until(what: Callable[[], bool], sites: Sites, seconds: float = 200, every: float = 0.3) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, sites.said()
-        time.sleep(0.3)
+        time.sleep(every)
 
 
 def lines_of(sites: Sites) -> list[dict[str, Any]]:
@@ -213,8 +213,8 @@ def test_a_run_outlives_kill_9_of_a_site_and_of_the_server(tiny_vit: Path, tiny_
         server = running.enter_context(sites.server())
         sites.listening()
         nodes = {name: running.enter_context(sites.site(name)) for name in HOLDS}
-        until(lambda: rounds_done(sites.folder) >= 1, sites)
-        nodes["north"].send_signal(signal.SIGSTOP)  # at work for ever
+        until(lambda: sites.answers("north", "train") >= 1, sites, every=0.05)
+        nodes["north"].send_signal(signal.SIGSTOP)  # at work on the second round for ever
         until(lambda: max(sites.answers(name, "train") for name in ("east", "south")) >= 2, sites)
         end_all(nodes["north"])
         until(lambda: rounds_done(sites.folder) >= 2, sites)

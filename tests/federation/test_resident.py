@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,31 @@ def test_other_accounts_cannot_ask_and_a_site_that_is_gone_is_told(tmp_path: Pat
         assert Path(place).parent.stat().st_mode & 0o077 == 0
     with pytest.raises(DataError, match="the site's process is gone"):
         Caller(place).hello(b"")
+
+
+def test_its_thread_ends_with_the_block_whatever_it_was_doing() -> None:
+    """One that went on would take the interpreter from everything else in the process."""
+    ready, go_on = threading.Event(), threading.Event()
+
+    class Slow(Echo):
+        def hello(self, plan: bytes) -> bytes:
+            ready.set()
+            go_on.wait(60)
+            return plan
+
+    def ask(place: str) -> None:
+        with contextlib.suppress(DataError):
+            Caller(place).hello(b"")
+
+    for agent_of in (Echo, Slow):
+        with resident(agent_of, [].append) as place:
+            (thread,) = [t for t in threading.enumerate() if t.name == "resident"]
+            if agent_of is Slow:
+                threading.Thread(target=ask, args=(place,), daemon=True).start()
+                assert ready.wait(60)
+        go_on.set()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_an_agent_that_cannot_be_made_is_tried_again() -> None:

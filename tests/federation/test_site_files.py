@@ -184,10 +184,12 @@ def test_a_server_with_a_certificate_that_does_not_hold_does_not_start(
 def listening(folder: Path | None) -> Iterator[str]:
     """Somebody on a port, with a folder's certificate, or without TLS; its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
 
         def answer() -> None:
             with contextlib.suppress(OSError):
                 plain, _ = listener.accept()
+                plain.settimeout(30)
                 with plain:
                     if folder is None:
                         plain.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -196,10 +198,10 @@ def listening(folder: Path | None) -> Iterator[str]:
                     context.load_cert_chain(folder / "server.pem", folder / "server.key")
                     context.wrap_socket(plain, server_side=True).close()
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-        thread.join()
+        thread.join(60)
 
 
 def test_a_site_knows_its_server_and_says_who_else_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

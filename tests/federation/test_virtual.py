@@ -54,6 +54,7 @@ def test_wrong_options_are_told_before_anything_starts(
 
 
 @pytest.mark.flower
+@pytest.mark.xdist_group("flower")
 @pytest.mark.parametrize("method", ["fedper", *(pytest.param(m, marks=pytest.mark.long) for m in ("matu", "mat_fl"))])
 def test_thirty_sites_on_ray_end_as_in_one_process(
     tiny_vit: Path, tiny_data: Path, tmp_path: Path, method: str

@@ -5,13 +5,14 @@ Flower's process imports no torch; it hands the bytes over a socket in a folder 
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING
 
 from matu.errors import DataError, MatuError
@@ -23,7 +24,7 @@ QUESTIONS = ("hello", "train", "evaluate", "finish")
 _GIVEN, _FAILED = b"+", b"-"
 
 
-@contextmanager
+@contextlib.contextmanager
 def resident(agent_of: Callable[[], Agent], tell: Callable[[str], None]) -> Iterator[str]:
     """Answer questions in a thread, one after another, as long as the block lasts.
 
@@ -40,19 +41,25 @@ def resident(agent_of: Callable[[], Agent], tell: Callable[[str], None]) -> Iter
     str
         Where to ask, for `Caller`.
     """
-    with tempfile.TemporaryDirectory(prefix="matu-") as folder, Listener(f"{folder}/site", "AF_UNIX") as listener:
-        answers = _Answers(agent_of, tell)
+    answers, over = _Answers(agent_of, tell), threading.Event()
+    with tempfile.TemporaryDirectory(prefix="matu-") as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/site")
+        listener.listen()
 
         def serve() -> None:
-            while True:
-                try:
-                    with listener.accept() as line:
-                        answers(line)
-                except (OSError, EOFError):  # whoever asked is gone
-                    continue
+            while not over.is_set():
+                with contextlib.suppress(OSError, EOFError):  # whoever asked is gone, or the block is over
+                    line, _ = listener.accept()
+                    with Connection(line.detach()) as asked:
+                        answers(asked)
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"{folder}/site"
+        threading.Thread(target=serve, name="resident", daemon=True).start()
+        try:
+            yield f"{folder}/site"
+        finally:
+            over.set()
+            with contextlib.suppress(OSError):  # macOS has no word for it
+                listener.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in accept
 
 
 class _Answers:

@@ -11,11 +11,13 @@ import logging
 import os
 import queue
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,9 @@ from matu.wire import Envelope
 
 START_S = 120.0
 """Seconds that Ray may take until its workers are there."""
+STOP_S = 30.0
+"""Seconds that Flower and Ray get to end."""
+LOOK_EVERY_S = 0.2
 _LENGTH = struct.Struct("<Q")
 
 
@@ -105,12 +110,13 @@ def part(payload: bytes) -> tuple[State, bytes]:
     return tensors_of_bytes(kept) if kept else {}, payload[end:]
 
 
-def virtual_app(config: RunConfig, roots: Roots) -> ClientApp:
-    """A ClientApp that answers for every site of a run, in a process of Ray's."""
+def virtual_app(config: RunConfig, roots: Roots, stop: Path) -> ClientApp:
+    """A ClientApp that answers for every site of a run, in a process of Ray's, which ends once `stop` is there."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        _end_at(stop)
         memory, asked = part(payload_of(message))
         site = _sites(config, roots)[Envelope(asked).header.site]
         site.memory = memory
@@ -118,6 +124,18 @@ def virtual_app(config: RunConfig, roots: Roots) -> ClientApp:
         return reply(join(site.memory, update), message)
 
     return app
+
+
+@lru_cache(maxsize=1)
+def _end_at(stop: Path) -> None:
+    """From here on this process ends when the file appears, whatever it is doing."""
+
+    def watch() -> None:
+        while not stop.exists():
+            time.sleep(LOOK_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @lru_cache(maxsize=1)
@@ -130,8 +148,11 @@ def _sites(config: RunConfig, roots: Roots) -> dict[str, Site]:
 
 @contextmanager
 def _grid(run: Run, count: int, jobs: int) -> Iterator[Grid]:
-    """Flower's simulation in a thread; this one gets its grid, and its nodes when all are there."""
-    import ray
+    """Flower's simulation in a thread; this one gets its grid, and its nodes when all are there.
+
+    Interrupted, Ray's workers end themselves, and Flower's threads, which wait for them, hear that from Ray.
+    `ray.shutdown` in this thread would leave them waiting for ever.
+    """
     from flwr.simulation import run_simulation
 
     machine = run.config.machine
@@ -155,7 +176,7 @@ def _grid(run: Run, count: int, jobs: int) -> Iterator[Grid]:
 
     def simulation() -> None:
         try:
-            run_simulation(server, virtual_app(run.config, run.roots), count, backend_config=backend)
+            run_simulation(server, virtual_app(run.config, run.roots, stop), count, backend_config=backend)
         except Exception as error:  # whatever Flower and Ray raise: told by the thread that waits
             failed.append(error)
         finally:
@@ -164,16 +185,17 @@ def _grid(run: Run, count: int, jobs: int) -> Iterator[Grid]:
     for name in ("flwr", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # advice for those who type their commands
     thread = threading.Thread(target=simulation, daemon=True)
-    thread.start()
-    try:
-        yield _ready(grids, count, ended, failed)
-    except BaseException:
-        done.set()
-        ray.shutdown()  # nobody waits for what is under way
-        raise
-    finally:
-        done.set()
-        thread.join()
+    with tempfile.TemporaryDirectory(prefix="matu-") as folder:
+        stop = Path(folder) / "stop"
+        thread.start()
+        try:
+            yield _ready(grids, count, ended, failed)
+        except BaseException:
+            stop.touch()  # nobody waits for what is under way
+            raise
+        finally:
+            done.set()
+            thread.join(STOP_S)
 
 
 def _ready(grids: queue.Queue[Grid], count: int, ended: threading.Event, failed: list[BaseException]) -> Grid:
