@@ -80,6 +80,7 @@ class Deployment:
         with only_one(self.home):  # before anything of a run that is under way can be touched
             self._check_port()
             (self.folder / "failed.json").unlink(missing_ok=True)
+            self._nobody_is_there()
             try:
                 return self._run(finished)
             finally:
@@ -106,8 +107,19 @@ class Deployment:
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
-            self.tell("stopping Flower's processes, up to half a minute")
+            self.tell("stopping Flower's processes, up to ten seconds")
             raise
+
+    def _nobody_is_there(self) -> None:
+        """Flower's database of a killed server has its nodes online for a minute more, and would turn them away.
+
+        Those that still run are back with their next heartbeat.
+        """
+        database = self.home / "state.db"
+        if database.is_file():
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database, timeout=5)) as opened:
+                opened.execute("UPDATE node SET online_until = min(online_until, ?)", (time.time(),))
+                opened.commit()
 
     def _forget_messages(self, finished: bool) -> None:
         """Flower's database keeps what sites sent until it is folded: of a run that has ended it goes altogether."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from matu.errors import ConfigError
 from matu.federation.flower import ENVIRONMENT
 
-STOP_S = 20.0
+STOP_S = 10.0
 """Seconds that Flower's processes get to end by themselves."""
 LAST_LINES = 15
 _PR_SET_PDEATHSIG = 1
