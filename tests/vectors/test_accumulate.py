@@ -1,16 +1,20 @@
 import dataclasses
 import gc
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load, load_file, save, save_file
 from vector_cases import DEVICES, assert_close, dims, dtypes, held_tasks, kinds, matrix, message, seeds
 
 import oracle
-from matu.vectors import MeanAccumulator, RoundAccumulator, Unified, unify
+from matu.vectors import ExactSum, MeanAccumulator, RoundAccumulator, Unified, compiled, unify
+from matu.vectors.accumulate import WAITING_BYTES
 
 clients = st.integers(1, 40)
 task_counts = st.integers(1, 12)
@@ -170,17 +174,148 @@ def test_means_may_be_taken_between_updates():
 
 def live_tensor_bytes():
     gc.collect()
-    return sum(t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is torch.Tensor)
+    storages = (t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def test_memory_does_not_grow_with_clients():
     tasks, dim = names(3), 10_000
-    before = live_tensor_bytes()
+    before, sizes = live_tensor_bytes(), []
     accumulator = RoundAccumulator(tasks, dim)
-    for clients in (1, 2, 40):
-        while accumulator.means().holders[:1] < (clients,):
-            accumulator.add(tasks, unify(matrix(clients, 3, dim, "normal", torch.float32)), [1, 2, 3])
-        assert live_tensor_bytes() - before == 3 * 21 * dim
+    for client in range(60):
+        accumulator.add(tasks, unify(matrix(client, 3, dim, "normal", torch.float32)), [1, 2, 3])
+        if client % 7 == 0:
+            sizes.append(live_tensor_bytes() - before)
+    assert sizes[0] == (4 + 3) * dim, "one client's update is what is held"
+    assert max(sizes) <= 3 * (21 + WAITING_BYTES) * dim
+    assert max(sizes[:5]) >= max(sizes[5:])
+    assert accumulator.means().holders == (60, 60, 60)
+
+
+@given(seeds, task_counts, clients, st.integers(1, 60), kinds, dtypes)
+def test_accumulators_add(seed, task_count, count, dim, kind, dtype):
+    """As edge servers or processes fold their sites' updates: one of them passed its sums on as tensors."""
+    tasks = names(task_count)
+    rng = np.random.default_rng(seed)
+    updates = []
+    for i, held in enumerate(held_tasks(seed, tasks, count, dim)):
+        u = unify(matrix((seed, i), len(held), dim, kind, dtype))
+        updates.append((held, u, rng.integers(1, 1000, len(held)).tolist()))
+    parts = [RoundAccumulator(tasks, dim) for _ in range(4)]
+    for update in updates:
+        parts[rng.integers(4)].add(*update)
+    passed_on = RoundAccumulator(tasks, dim)
+    passed_on.restore(load(save(parts[0].tensors())))
+    whole = (passed_on + parts[1]) + (parts[2] + parts[3])
+    assert_same(whole.means(), means_of(tasks, dim, updates))
+    assert_same(parts[1].means(), RoundAccumulator.__add__(parts[1], RoundAccumulator(tasks, dim)).means())
+
+
+FOLD = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from matu.vectors import RoundAccumulator, unify
+
+sums = RoundAccumulator(["a", "b"], 1000)
+for i, vectors in sorted(load_file(sys.argv[1]).items()):
+    sums.add(["a", "b"], unify(vectors), [int(i) + 1, 7])
+save_file(sums.tensors(), sys.argv[2])
+"""
+
+
+def test_four_processes_fold_a_round_to_the_bits_of_one(tmp_path):
+    whole, running = RoundAccumulator(["a", "b"], 1000), []
+    for process in range(4):
+        mine = {str(i): matrix(i, 2, 1000, "wide", torch.float32) for i in range(process, 10, 4)}
+        save_file(mine, tmp_path / f"in-{process}")
+        for i, vectors in mine.items():
+            whole.add(["a", "b"], unify(vectors), [int(i) + 1, 7])
+        files = [str(tmp_path / f"{name}-{process}") for name in ("in", "out")]
+        running.append(subprocess.Popen([sys.executable, "-c", FOLD, *files]))
+    total = RoundAccumulator(["a", "b"], 1000)
+    for process, ended in enumerate(running):
+        assert ended.wait(120) == 0
+        part = RoundAccumulator(["a", "b"], 1000)
+        part.restore(load_file(tmp_path / f"out-{process}"))
+        total = total + part
+    assert_same(total.means(), whole.means())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (RoundAccumulator(["a", "c"], 2), "expected the same"),
+        (RoundAccumulator(["a", "b"], 3), "expected the same"),
+        (RoundAccumulator(["a", "b"], 2, 0.5), "expected the same"),
+    ],
+)
+def test_accumulators_of_different_rounds_do_not_add(other, message):
+    with pytest.raises(ValueError, match=message):
+        RoundAccumulator(["a", "b"], 2) + other
+
+
+def changed(tensors, **parts):
+    return {name: parts.get(name.rpartition("/")[2], tensor) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {name.replace("a/", "x/"): part for name, part in t.items()}, "task 'x' is unknown"),
+        (lambda t: {name: part for name, part in t.items() if name != "a/high"}, "high"),
+        (lambda t: {name: part for name, part in t.items() if name != "a/signs"}, "parts bins"),
+        (lambda t: {name: part for name, part in t.items() if name != "a/samples"}, "parts bins"),
+        (lambda t: changed(t, low=t["a/low"].float()), "low"),
+        (lambda t: changed(t, low=t["a/low"][:1]), "lengths"),
+        (lambda t: changed(t, count=torch.tensor([-1])), "count: got -1"),
+        (lambda t: changed(t, bins=torch.tensor([46, 0], dtype=torch.int8)), "bins from 0 to 46"),
+        (lambda t: changed(t, high=torch.tensor([0, -(1 << 45)])), "high from"),
+        (lambda t: changed(t, signs=torch.tensor([2, 0], dtype=torch.int32)), "signs from 0 to 2, no sum of 1 terms"),
+        (lambda t: changed(t, count=torch.tensor([1 << 40])), "at most"),
+        (lambda t: changed(t, samples=torch.tensor([0])), "samples of task 'a': got 0"),
+        (lambda t: {name: part[:1] for name, part in t.items()}, "1 coordinates"),
+    ],
+)
+def test_tensors_that_are_no_sums_are_refused_and_change_nothing(change, message):
+    accumulator = RoundAccumulator(["a", "b"], 2)
+    accumulator.add(["a"], unified([0.5, 0.25], [[True, True]], [1.0]), [3])
+    before = accumulator.means()
+    with pytest.raises(ValueError, match=message):
+        accumulator.restore(change(accumulator.tensors()))
+    assert_same(accumulator.means(), before)
+
+
+@given(seeds, st.sampled_from([1, 2, 3]), st.integers(1, 40), st.integers(1, 200), kinds, dtypes)
+def test_compiled_loops_give_the_same_bits(seed, task_count, count, dim, kind, dtype):
+    """Numbers of every size side by side, zeros, masks; more holders than are folded at once."""
+    tasks = names(task_count)
+    rng = np.random.default_rng(seed)
+    updates = []
+    for i in range(count):
+        held = sorted(rng.choice(tasks, rng.integers(1, task_count + 1), replace=False))
+        vectors = matrix((seed, i), len(held), dim, kind, dtype)
+        vectors[:, :: int(rng.integers(1, 9))] = 0
+        updates.append((held, unify(vectors), rng.integers(1, 1000, len(held)).tolist()))
+    expected, parts = means_of(tasks, dim, updates), RoundAccumulator(tasks, dim)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "FROM_DIM", 1)
+        assert compiled.pays(dim)
+        assert_same(means_of(tasks, dim, updates), expected)
+        for number, update in enumerate(updates):
+            parts.add(*update)
+            if number % 5 == 0:
+                parts.tensors()  # folds what waits
+        assert_same(parts.means(), expected)
+        narrow = parts.means(torch.float32)
+        assert torch.equal(narrow.vectors, expected.vectors.float())
+        assert torch.equal(narrow.task_masks, expected.task_masks.float())
+        heads = MeanAccumulator((dim,))
+        plain = ExactSum(dim)
+        for _, u, samples in updates:
+            heads.add(u.vector, samples[0])
+            plain.add(u.vector, samples[0])
+        assert torch.equal(heads.mean(), plain.value(heads.samples))
 
 
 GOOD = unified([1.0, -2.0], [[True, True], [True, False]], [1.0, 2.0])

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vector_cases import DEVICES, seeds
 
-from matu.vectors.exact_sum import BLOCK, DIGIT_BITS, MAX_TERMS, ExactSum
+from matu.vectors.blocks import BLOCK
+from matu.vectors.exact_sum import DIGIT_BITS, MAX_TERMS, ExactSum
 
 LOWEST = Fraction(1, 2**1034)
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0**-22, 2.0**22, -(2.0**22), 5e-324, -1e-310, 1e-300, 1e300, -1e300, 1e-30]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from vector_cases import DEVICES, KINDS, assert_close, dims, dtypes, kinds, matrix, seeds
 
 import oracle
-from matu.vectors import unify
+from matu.vectors import compiled, unify
 
 tasks = st.integers(1, 12)
 # Not the tiny ones: their halves are rounded.
@@ -168,3 +168,22 @@ def test_many_blocks(kind):
 def test_bad_input(vectors, message):
     with pytest.raises(ValueError, match=message):
         unify(vectors)
+
+
+@given(seeds, tasks, st.integers(1, 300), kinds, dtypes)
+def test_compiled_loops_give_the_same_bits(seed, count, dim, kind, dtype):
+    vectors = matrix(seed, count, dim, kind, dtype)
+    expected = unify(vectors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "FROM_DIM", 1)
+        assert compiled.pays(dim, vectors)
+        found = unify(vectors)
+    assert same(found.vector, expected.vector)
+    assert torch.equal(found.masks, expected.masks)
+    assert same(found.rescalers, expected.rescalers)
+
+
+def test_without_numba_torch_does_it(monkeypatch):
+    monkeypatch.setattr(compiled, "FROM_DIM", 1)
+    monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
+    assert not compiled.pays(1)

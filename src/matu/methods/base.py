@@ -226,4 +226,4 @@ class Means:
 
     def values(self) -> dict[str, Tensor]:
         """float32 means of all names that were added."""
-        return {name: total.mean().float() for name, total in sorted(self._sums.items())}
+        return {name: total.mean(torch.float32) for name, total in sorted(self._sums.items())}

@@ -20,7 +20,7 @@ from matu.config import RunConfig
 from matu.methods.base import Local, Means, Method, Problem, State, adapter_parts, head_parts
 from matu.methods.per_task_fedavg import plain
 from matu.training import Weights
-from matu.vectors import RoundAccumulator, Unified, transfer, unify
+from matu.vectors import RoundAccumulator, Unified, transfer_rows, unify
 from matu.wire import MAX_RESCALER, Kind, Part
 
 
@@ -123,15 +123,13 @@ class MatuRound:
         """Means of the tasks with holders, the others as they were; then transfer over all tasks seen."""
         if not self.heads:
             return self.state
-        means, state = self.sums.means(), {**self.state, **self.heads.values()}
-        for i, task in enumerate(means.tasks):
-            state[f"mean/{task}"] = means.vectors[i].float()
-            state[f"mask/{task}"] = means.task_masks[i].float()
+        state = {**self.state, **self.heads.values()}
+        for task, (mean, task_mask) in self.sums.by_task(torch.float32).items():
+            state[f"mean/{task}"], state[f"mask/{task}"] = mean, task_mask
         seen = [task for task in self.method.problem.tasks if f"mean/{task}" in state]
         c = self.method.settings
-        vectors = transfer(
-            torch.stack([state[f"mean/{task}"] for task in seen]),
-            torch.stack([state[f"mask/{task}"] for task in seen]),
+        vectors = transfer_rows(
+            [state[f"mean/{task}"] for task in seen], [state[f"mask/{task}"] for task in seen],
             top_k=c.top_k, threshold=c.similarity_threshold, rule=c.rule,
         )  # fmt: skip
-        return state | {f"vector/{task}": vector.clone() for task, vector in zip(seen, vectors, strict=True)}
+        return state | {f"vector/{task}": vector for task, vector in zip(seen, vectors, strict=True)}

@@ -3,7 +3,7 @@
 from matu.vectors.accumulate import MeanAccumulator, RoundAccumulator, RoundMeans
 from matu.vectors.exact_sum import ExactSum
 from matu.vectors.layout import Layout
-from matu.vectors.transfer import RULES, similarity, transfer
+from matu.vectors.transfer import RULES, similarity, transfer, transfer_rows
 from matu.vectors.unify import Unified, unify
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "Unified",
     "similarity",
     "transfer",
+    "transfer_rows",
     "unify",
 ]

@@ -1,11 +1,14 @@
 """Votes and weighted sums of one round, folded in one update at a time."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from matu.vectors import compiled
+from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
 from matu.vectors.checks import (
     Device,
     require_count,
@@ -14,11 +17,13 @@ from matu.vectors.checks import (
     require_fraction,
     require_shape,
 )
-from matu.vectors.exact_sum import MAX_TERMS, ExactSum, require_term
+from matu.vectors.exact_sum import MAX_TERMS, ExactSum, Term, require_term
 from matu.vectors.unify import Unified
 
 # Larger counts would not be whole numbers in float64.
 MAX_SAMPLES = 1 << 53
+WAITING_BYTES = 32
+"""Updates wait to be folded together up to this many bytes for each coordinate and task."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +34,9 @@ class RoundMeans:
     ----------
     tasks : tuple of str, length T'
         Tasks with at least one holder this round.
-    vectors : float64 [T', d]
+    vectors : float [T', d]
         Task means (Eq. 4).
-    task_masks : float64 [T', d]
+    task_masks : float [T', d]
         Agreement after the threshold, in [0, 1] (Eq. 3).
     samples : tuple of int, length T'
         Samples of the task over its holders.
@@ -46,30 +51,13 @@ class RoundMeans:
     holders: tuple[int, ...]
 
 
-class _TaskSums:
-    """Running sums of one task over its holders."""
-
-    def __init__(self, dim: int, device: Device) -> None:
-        self.votes = torch.zeros(dim, dtype=torch.int32, device=device)
-        self.weighted = ExactSum(dim, device)
-        self.samples = 0
-
-    def add(self, masked: Tensor, rescaler: float, samples: int) -> None:
-        self.votes += masked.sign().to(self.votes)
-        self.weighted.add(masked, samples * rescaler)
-        self.samples += samples
-
-    def task_mask(self, agreement_threshold: float) -> Tensor:
-        # In place: temporaries of d numbers cost more than the arithmetic.
-        agreement = self.votes.double().abs_().div_(self.weighted.count)
-        return agreement.masked_fill_(agreement >= agreement_threshold, 1.0)
-
-
 class RoundAccumulator:
     """Folds the clients' unified vectors of one round into task means (Eq. 3 and 4).
 
-    The result has the same bits in any order of arrival. Memory is 21 bytes a coordinate for each task
-    that has a holder, whatever the number of clients.
+    The result has the same bits in any order of arrival, and in any grouping: accumulators add (`a + b`). Memory is at
+    most 53 bytes a coordinate for each task that has a holder, whatever the number of clients: 21 of sums, and updates
+    that wait to be folded together (most of the cost of folding is reading and writing the sums). What is added must
+    therefore not be written to later.
 
     Parameters
     ----------
@@ -95,7 +83,10 @@ class RoundAccumulator:
         self.dim = require_count(dim, "dim", 1)
         self.agreement_threshold = require_fraction(agreement_threshold, "agreement_threshold")
         self._device = torch.device(device)
-        self._sums: dict[str, _TaskSums] = {}
+        self._sums: dict[str, ExactSum] = {}
+        self._samples: dict[str, int] = {}
+        self._waiting: dict[str, list[Term]] = {}
+        self._waiting_bytes = 0
 
     def add(self, tasks: Sequence[str], unified: Unified, samples: Sequence[int]) -> None:
         """Fold in one client's update; it is checked as a whole before anything changes.
@@ -117,30 +108,120 @@ class RoundAccumulator:
         """
         names = self._require_known(tasks)
         counts = _require_samples(names, samples)
-        rescalers = self._require_unified(unified, len(names))
-        masked = [torch.where(mask, unified.vector.detach(), 0) for mask in unified.masks]
-        for name, row, rescaler, count in zip(names, masked, rescalers, counts, strict=True):
-            require_term(row, count * rescaler, self.dim, f"task {name!r}")
-            if name in self._sums and self._sums[name].weighted.count >= MAX_TERMS:
+        rescalers, largest = self._require_unified(unified, len(names))
+        weights = [count * rescaler for count, rescaler in zip(counts, rescalers, strict=True)]
+        vector = unified.vector.detach()
+        for name, mask, weight in zip(names, unified.masks, weights, strict=True):
+            if not math.isfinite(largest * weight):  # perhaps the mask leaves the largest out
+                require_term(torch.where(mask, vector, 0), weight, self.dim, f"task {name!r}")
+            if name in self._sums and self._holders(name) >= MAX_TERMS:
                 raise ValueError(f"task {name!r}: {MAX_TERMS} holders in one round, no more fit")
-        sums = {name: self._sums.get(name) or _TaskSums(self.dim, self._device) for name in names}
-        for name, row, rescaler, count in zip(names, masked, rescalers, counts, strict=True):
-            sums[name].add(row.to(self._device), rescaler, count)
-        self._sums.update(sums)
+        vector = vector.to(self._device).contiguous()
+        masks = unified.masks.to(self._device).contiguous()
+        for name, mask, weight, count in zip(names, masks, weights, counts, strict=True):
+            self._sums.setdefault(name, ExactSum(self.dim, self._device, signs=True))
+            self._waiting.setdefault(name, []).append(Term(vector, weight, mask))
+            self._samples[name] = self._samples.get(name, 0) + count
+        self._waiting_bytes += vector.nbytes + masks.nbytes
+        if self._waiting_bytes > WAITING_BYTES * self.dim * len(self._sums):
+            self._fold()
 
-    def means(self) -> RoundMeans:
-        """Return task means and task masks of the updates so far; more may follow."""
-        names = tuple(name for name in self.tasks if name in self._sums)
-        shape = (len(names), self.dim)
-        vectors = torch.empty(shape, dtype=torch.float64, device=self._device)
-        task_masks = torch.empty_like(vectors)
-        for i, name in enumerate(names):
-            sums = self._sums[name]
-            task_masks[i] = sums.task_mask(self.agreement_threshold)
-            vectors[i] = sums.weighted.value(sums.samples).mul_(task_masks[i])
-        samples = tuple(self._sums[name].samples for name in names)
-        holders = tuple(self._sums[name].weighted.count for name in names)
-        return RoundMeans(names, vectors, task_masks, samples, holders)
+    def means(self, dtype: torch.dtype = torch.float64) -> RoundMeans:
+        """Return task means and task masks of the updates so far, rounded to `dtype`; more may follow."""
+        found = self.by_task(dtype)
+        empty = torch.empty((0, self.dim), dtype=dtype, device=self._device)
+        vectors, task_masks = (torch.stack([row[i] for row in found.values()]) if found else empty for i in (0, 1))
+        samples = tuple(self._samples[name] for name in found)
+        return RoundMeans(tuple(found), vectors, task_masks, samples, tuple(map(self._holders, found)))
+
+    def by_task(self, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and task mask of every task with a holder, as `means` but each a tensor of its own, [d]."""
+        found = {
+            name: (
+                torch.empty(self.dim, dtype=dtype, device=self._device),
+                torch.empty(self.dim, dtype=dtype, device=self._device),
+            )
+            for name in self.tasks if name in self._sums
+        }  # fmt: skip
+
+        def fill(at: slice) -> None:
+            for name, (mean, task_mask) in found.items():  # task by task in a block: what tasks share is read once
+                self._block_means(name, at, mean[at], task_mask[at])
+
+        compile_ = compiled.pays(self.dim) and self._device.type == "cpu"
+        in_blocks(self.dim, fill, self._device, COMPILED_BLOCK if compile_ else BLOCK)
+        return found
+
+    def _block_means(self, name: str, at: slice, mean: Tensor, task_mask: Tensor) -> None:
+        total, waiting, holders = self._sums[name], self._waiting.get(name, []), self._holders(name)
+        compile_, digits = total.compiles(waiting), total.part(at, waiting)
+        values = digits.value(self._samples[name], compile_=compile_)
+        assert digits.signs is not None
+        if compile_:
+            compiled.agreement(digits.signs, holders, self.agreement_threshold, values, task_mask, mean)
+            return
+        agreement = digits.signs.double().abs_().div_(holders)
+        agreement.masked_fill_(agreement >= self.agreement_threshold, 1.0)
+        task_mask.copy_(agreement)
+        mean.copy_(values.mul_(agreement))
+
+    def __add__(self, other: "RoundAccumulator") -> "RoundAccumulator":
+        """All updates of both, as if each had been added to one.
+
+        Raises
+        ------
+        ValueError
+            If they are not of the same tasks, d and threshold, or their holders are too many together.
+        """
+        mine, theirs = ((a.tasks, a.dim, a.agreement_threshold) for a in (self, other))
+        if mine != theirs:
+            raise ValueError(f"accumulators of {mine} and {theirs} (tasks, d, threshold): expected the same")
+        both = RoundAccumulator(*mine, self._device)
+        for one in (self, other):
+            one._fold()
+            for name, total in one._sums.items():
+                both._sums.setdefault(name, ExactSum(both.dim, both._device, signs=True)).merge(total)
+                both._samples[name] = both._samples.get(name, 0) + one._samples[name]
+        return both
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums so far as named tensors, which another process can restore and add."""
+        self._fold()
+        found: dict[str, Tensor] = {}
+        for name, total in self._sums.items():
+            found |= {f"{name}/{part}": tensor for part, tensor in total.tensors().items()}
+            found[f"{name}/samples"] = torch.tensor([self._samples[name]])
+        return found
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put sums that `tensors` gave in place of what is here.
+
+        Raises
+        ------
+        ValueError
+            For an unknown task, another d, or parts that are missing.
+        """
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.rpartition("/")
+            parts.setdefault(name, {})[part] = tensor
+        self._require_known(tuple(parts) or self.tasks)
+        sums: dict[str, ExactSum] = {}
+        samples: dict[str, int] = {}
+        for name, found in parts.items():
+            sums[name] = ExactSum.restored({part: t for part, t in found.items() if part != "samples"}, self._device)
+            if sums[name].dim != self.dim or "signs" not in found or "samples" not in found:
+                raise ValueError(f"task {name!r}: {sums[name].dim} coordinates, parts {', '.join(sorted(found))}")
+            samples[name] = require_count(int(found["samples"]), f"samples of task {name!r}", 1)
+        self._sums, self._samples, self._waiting, self._waiting_bytes = sums, samples, {}, 0
+
+    def _holders(self, name: str) -> int:
+        return self._sums[name].count + len(self._waiting.get(name, []))
+
+    def _fold(self) -> None:
+        for name, terms in self._waiting.items():
+            self._sums[name].fold(terms)
+        self._waiting, self._waiting_bytes = {}, 0
 
     def _require_known(self, tasks: Sequence[str]) -> tuple[str, ...]:
         names = _distinct(tasks)
@@ -149,10 +230,11 @@ class RoundAccumulator:
                 raise ValueError(f"task {name!r} is unknown, expected one of {', '.join(self.tasks)}")
         return names
 
-    def _require_unified(self, unified: Unified, count: int) -> list[float]:
+    def _require_unified(self, unified: Unified, count: int) -> tuple[list[float], float]:
+        """The rescalers, and the largest magnitude of the vector."""
         vector = require_float(unified.vector, "unified vector")
         require_shape(vector, (self.dim,), "unified vector")
-        require_finite(vector, "unified vector")
+        largest = require_finite(vector, "unified vector")
         if not isinstance(unified.masks, Tensor) or unified.masks.dtype != torch.bool:
             raise ValueError("masks: expected a bool tensor")
         require_shape(unified.masks, (count, self.dim), "masks")
@@ -163,7 +245,7 @@ class RoundAccumulator:
         for i, number in enumerate(numbers):
             if number < 0:
                 raise ValueError(f"rescalers: {number:.6g} at index [{i}], expected none below 0")
-        return numbers
+        return numbers, largest
 
 
 class MeanAccumulator:
@@ -180,25 +262,41 @@ class MeanAccumulator:
     def __init__(self, shape: Sequence[int], device: Device = "cpu") -> None:
         self.shape = tuple(require_count(size, "shape", 1) for size in shape)
         self.samples = 0
+        self._device = torch.device(device)
         self._sum = ExactSum(int(torch.Size(self.shape).numel()), device)
+        self._waiting: list[Term] = []
 
     @property
     def count(self) -> int:
         """Number of values added."""
-        return self._sum.count
+        return self._sum.count + len(self._waiting)
 
     def add(self, values: Tensor, samples: int) -> None:
         """Add float32 or float64 values with their weight; ValueError, and no change, if they do not fit."""
         require_shape(require_float(values, "values"), self.shape, "values")
         weight = _require_sample_count(samples, "samples")
-        self._sum.add(values.reshape(-1), weight)
+        flat = values.detach().reshape(-1).to(self._device).contiguous()
+        require_term(flat, weight, self._sum.dim)
+        if self.count >= MAX_TERMS:
+            raise ValueError(f"{MAX_TERMS} values in one mean, no more fit")
+        self._waiting.append(Term(flat, weight))
         self.samples += weight
+        if sum(term.values.nbytes for term in self._waiting) > WAITING_BYTES * self._sum.dim:
+            self._sum.fold(self._waiting)
+            self._waiting = []
 
-    def mean(self) -> Tensor:
-        """Return the mean, float64 of the given shape; ValueError before the first value."""
+    def mean(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return the mean, rounded to `dtype`, of the given shape; ValueError before the first value."""
         if not self.count:
             raise ValueError("mean of no values: add at least one first")
-        return self._sum.value(self.samples).reshape(self.shape)
+        result = torch.empty(self._sum.dim, dtype=dtype, device=self._device)
+
+        def fill(at: slice) -> None:
+            part = self._sum.part(at, self._waiting)
+            result[at] = part.value(self.samples, compile_=self._sum.compiles(self._waiting))
+
+        in_blocks(self._sum.dim, fill, self._device, COMPILED_BLOCK if self._sum.compiles(()) else BLOCK)
+        return result.reshape(self.shape)
 
 
 def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:

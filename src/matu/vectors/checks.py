@@ -1,5 +1,6 @@
 """What every function here asks of its input, with errors that say what is wrong and where."""
 
+import math
 import operator
 
 import torch
@@ -25,12 +26,12 @@ def require_shape(values: Tensor, shape: tuple[int, ...], what: str) -> None:
         raise ValueError(f"{what}: shape {list(values.shape)}, expected {list(shape)}")
 
 
-def require_finite(values: Tensor, what: str) -> None:
-    """Raise ValueError that names the first NaN or infinity of a non-empty tensor."""
+def require_finite(values: Tensor, what: str) -> float:
+    """Return the largest magnitude in a non-empty tensor; ValueError that names the first NaN or infinity."""
     # NaN passes through aminmax, so two numbers tell about all entries without a temporary.
-    low, high = torch.aminmax(values)
-    if bool(torch.isfinite(low)) and bool(torch.isfinite(high)):
-        return
+    low, high = (float(bound) for bound in torch.aminmax(values.detach()))
+    if math.isfinite(low) and math.isfinite(high):
+        return max(-low, high)
     position = tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())
     raise ValueError(f"{what}: {values[position].item()} at index {list(position)}, expected finite numbers")
 

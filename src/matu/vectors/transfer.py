@@ -1,14 +1,14 @@
 """Similarity between tasks and the new task vectors that borrow from similar tasks."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from matu.vectors.blocks import BLOCK, in_blocks
 from matu.vectors.checks import require_count, require_finite, require_fraction, require_matrix, require_shape
 
 RULES = ("average", "half_sum", "literal", "off")
-
-# Coordinates worked on at once: temporaries of a few tasks stay in the processor's cache.
-BLOCK = 1 << 15
 
 
 def similarity(vectors: Tensor) -> Tensor:
@@ -32,13 +32,17 @@ def similarity(vectors: Tensor) -> Tensor:
     ValueError
         Wrong shape or dtype, or an entry that is not finite.
     """
-    vectors = require_matrix(vectors, "task vectors", "tasks")
-    count, dim = vectors.shape
-    agreeing = torch.zeros(count, count, dtype=torch.float64, device=vectors.device)
+    return _similarity(list(require_matrix(vectors, "task vectors", "tasks")))
+
+
+def _similarity(rows: Sequence[Tensor]) -> Tensor:
+    dim, device = len(rows[0]), rows[0].device
+    agreeing = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
     for start in range(0, dim, BLOCK):
-        # Whole numbers below 2^53 are exact in any order, and autocast leaves float64 products alone.
-        signs = vectors[:, start : start + BLOCK].sign().double()
-        agreeing += signs @ signs.T
+        # Whole numbers up to 2^15 are exact in float32 in any order; autocast would round them.
+        signs = torch.stack([row[start : start + BLOCK] for row in rows]).sign().float()
+        with torch.autocast(device.type, enabled=False):
+            agreeing += signs @ signs.T
     return 0.5 * (agreeing / dim + 1)
 
 
@@ -85,37 +89,50 @@ def transfer(
         Wrong shapes or dtypes, entries that are not finite, masks outside [0, 1], a parameter out of its
         range, or a result beyond the range of the dtype.
     """
-    vectors = require_matrix(vectors, "task vectors", "tasks")
-    task_masks = _require_masks(task_masks, vectors)
+    matrix = require_matrix(vectors, "task vectors", "tasks")
+    masks = require_matrix(task_masks, "task masks", "tasks")
+    require_shape(masks, tuple(matrix.shape), "task masks")
+    return torch.stack(transfer_rows(list(matrix), list(masks), top_k, threshold, rule))
+
+
+def transfer_rows(
+    rows: Sequence[Tensor], task_masks: Sequence[Tensor], top_k: int = 3, threshold: float = 0.5, rule: str = "average"
+) -> list[Tensor]:
+    """As `transfer`, of vectors that are tensors of their own, each [d]; so is every result."""
+    for row, mask in zip(rows, task_masks, strict=True):
+        require_finite(row, "task vectors")
+        _require_mask(mask)
     top_k = require_count(top_k, "top_k", 0)
     threshold = require_fraction(threshold, "threshold")
     if rule not in RULES:
         raise ValueError(f"rule: got {rule!r}, expected one of {', '.join(RULES)}")
-    result = vectors.clone()
     if rule == "off":
-        return result
-    shares = [_shares(row, t, top_k, threshold, rule) for t, row in enumerate(similarity(vectors).tolist())]
-    for start in range(0, vectors.shape[1], BLOCK):
-        at = slice(start, start + BLOCK)
-        means = vectors[:, at].double()
+        return [row.clone() for row in rows]
+    shares = [_shares(row, t, top_k, threshold, rule) for t, row in enumerate(_similarity(rows).tolist())]
+    result = [torch.empty_like(row) for row in rows]
+
+    def borrow(at: slice) -> None:
+        means = [row[at].double() for row in rows]
         for t, (own, others) in enumerate(shares):
-            if others:
-                # One by one in the order of Z: a matrix product would add in an order of its own.
-                borrowed = torch.zeros_like(means[t])
-                for other, share in others:
-                    borrowed.add_(means[other], alpha=share)
-                result[t, at] = borrowed.mul_(task_masks[t, at]).add_(means[t], alpha=own)
-    require_finite(result, f"new task vectors by rule {rule!r}, beyond the range of {result.dtype}")
+            if not others:
+                result[t][at] = rows[t][at]
+                continue
+            # One by one in the order of Z: a matrix product would add in an order of its own.
+            borrowed = torch.zeros_like(means[t])
+            for other, share in others:
+                borrowed.add_(means[other], alpha=share)
+            result[t][at] = borrowed.mul_(task_masks[t][at]).add_(means[t], alpha=own)
+
+    in_blocks(len(rows[0]), borrow, rows[0].device)
+    for row in result if rule != "average" else ():  # an average lies between finite numbers
+        require_finite(row, f"new task vectors by rule {rule!r}, beyond the range of {row.dtype}")
     return result
 
 
-def _require_masks(task_masks: Tensor, vectors: Tensor) -> Tensor:
-    masks = require_matrix(task_masks, "task masks", "tasks")
-    require_shape(masks, tuple(vectors.shape), "task masks")
-    low, high = (float(bound) for bound in torch.aminmax(masks))
-    if low < 0 or high > 1:
+def _require_mask(mask: Tensor) -> None:
+    low, high = (float(bound) for bound in torch.aminmax(mask))
+    if not (low >= 0 and high <= 1):
         raise ValueError(f"task masks: from {low:.6g} to {high:.6g}, expected numbers from 0 to 1")
-    return masks
 
 
 def _shares(

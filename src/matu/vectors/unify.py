@@ -7,10 +7,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from matu.vectors import compiled
+from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
 from matu.vectors.checks import require_matrix
-
-# Coordinates worked on at once: temporaries of a few tasks stay in the processor's cache.
-BLOCK = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +69,27 @@ def unify(vectors: Tensor) -> Unified:
     vectors = require_matrix(vectors, "task vectors", "tasks").contiguous()
     vector = torch.empty_like(vectors[0])
     masks = torch.empty_like(vectors, dtype=torch.bool)
-    for start in range(0, vectors.shape[1], BLOCK):
-        at = slice(start, start + BLOCK)
-        block = vectors[:, at]
-        elected = _elected_sign(block)
-        # Nothing underflows: the elected sign is -1, 0 or 1.
-        agreeing = block * elected > 0
-        vector[at] = elected * torch.where(agreeing, block.abs(), 0).amax(dim=0)
-        masks[:, at] = agreeing
+    compile_ = compiled.pays(vectors.shape[1], vectors)
+
+    def elect(at: slice) -> None:
+        if not compile_:
+            vector[at], masks[:, at] = _elect(vectors[:, at])
+            return
+        doubtful = torch.empty(at.stop - at.start, dtype=torch.bool)
+        if compiled.unify(vectors[:, at], vector[at], masks[:, at], doubtful):
+            where = doubtful.nonzero()[:, 0] + at.start
+            vector[where], masks[:, where] = _elect(vectors[:, where])
+
+    in_blocks(vectors.shape[1], elect, vectors.device, COMPILED_BLOCK if compile_ else max(1, BLOCK // len(vectors)))
     return Unified(vector, masks, _rescalers(vectors, vector, masks))
+
+
+def _elect(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Unified vector and masks of some coordinates, float [k, b]."""
+    elected = _elected_sign(block)
+    # Nothing underflows: the elected sign is -1, 0 or 1.
+    agreeing = block * elected > 0
+    return elected * torch.where(agreeing, block.abs(), 0).amax(dim=0), agreeing
 
 
 def _elected_sign(block: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""Work on long vectors a block of coordinates at a time, on as many threads as torch has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+BLOCK = 1 << 15
+"""Numbers worked on at once on a CPU: temporaries stay in the cache, and torch starts no threads of its own."""
+COMPILED_BLOCK = 1 << 17
+"""The same where the work is a compiled loop, which has tiles of its own."""
+DEVICE_BLOCK = 1 << 22
+"""The same on other devices, where every block costs launches."""
+
+
+def in_blocks(dim: int, work: Callable[[slice], object], device: torch.device, size: int = BLOCK) -> None:
+    """Call `work` for slices that cover range(dim); on a CPU several at a time, so it writes in its slice alone.
+
+    Parameters
+    ----------
+    dim
+        Number of coordinates.
+    work
+        Takes a slice.
+    device
+        Where the vectors lie; for other devices than a CPU slices are longer.
+    size
+        Length of a slice on a CPU, about: threads get equal shares.
+    """
+    here = device.type == "cpu"
+    threads = min(torch.get_num_threads(), -(-dim // size)) if here else 1
+    count = -(-dim // (size * threads)) * threads if here else -(-dim // DEVICE_BLOCK)
+    slices = [slice(dim * i // count, dim * (i + 1) // count) for i in range(count)]
+    if threads == 1:
+        for at in slices:
+            work(at)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(work, at) for at in slices]:
+            done.result()
