@@ -63,7 +63,7 @@ def serve(
         if finished.is_file():
             tell(f"{folder} is complete; nothing to do")
             return dict(json.loads(finished.read_text()))
-        run = _number(server, folder)
+        run = number_of(server, folder)
         config, method_name = server.config, server.config.federation.method
         trainer = build_trainer(config, models, prepare_machine(config.machine, trains=False), "float32")
         trainer.model.let_go()
@@ -96,8 +96,8 @@ def serve(
         return result
 
 
-def _number(server: ServerFile, folder: Path) -> str:
-    """The run's number, drawn once; a folder of another configuration is refused."""
+def number_of(server: ServerFile, folder: Path) -> str:
+    """The run's number, drawn once; ConfigError for a folder of another configuration, DataError for a damaged one."""
     path, digest = folder / "run.json", server.config.digest()
     if path.is_file():
         try:

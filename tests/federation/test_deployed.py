@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -278,9 +280,23 @@ def test_who_is_not_the_server_or_not_admitted_is_refused_and_told_so(
         text = log.read_text()
         assert "site 'east' is refused: not admitted for middle" in text
         assert "site 'mallory' is refused: a site of this name was not admitted" in text
+        shutil.copytree(tiny_data / "right", sites.folder / "broken")
+        shutil.rmtree(sorted((sites.folder / "broken/test").iterdir())[0])
+        sites.write_site("south", file="broken", tasks={"tasks": [str(sites.folder / "broken")]})
+        code, said = ended("broken")
+        assert code == 2
+        assert "site 'south' cannot take part: " in said
+        assert "in train/ but not in test/" in said.rpartition("cannot take part: ")[2]
+        family = psutil.Process(first.pid).children(recursive=True)
+        assert len(family) >= 3
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 128 + signal.SIGTERM
+        assert not psutil.wait_procs(family, 5)[1], "whoever starts the same command again finds nobody at work"
     assert "stopping" in (sites.folder / "server-server.out").read_text()
+    assert not (sites.folder / "run/flower").stat().st_mode & 0o077
+    with contextlib.closing(sqlite3.connect(sites.folder / "run/flower/state.db")) as database:
+        for table in ("message_ins", "message_res", "objects"):
+            assert not list(database.execute(f"SELECT * FROM {table}")), "nothing stays of what sites sent"
     assert not lines_of(sites)
 
 

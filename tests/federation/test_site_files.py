@@ -22,6 +22,7 @@ from matu.federation.flower.certificates import check_server, greet, make_certif
 from matu.federation.server_file import read_server
 from matu.federation.site_file import read_site
 from matu.roots import Roots
+from matu.serve import number_of
 
 SERVER = {"server": {"min_sites": 1}, "sites": {"north": ["flowers", "birds"]}, "federation": {"rounds": 3}}
 SITE = {"name": "north", "server": "fl.example.org:8000", "tasks": {"tasks": ["./flowers", "demo:digits"]}}
@@ -275,3 +276,32 @@ def test_commands_say_what_is_missing_before_anything_is_started(
     assert run_command(words) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no key", b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n"]
+)
+def test_a_key_that_is_none_is_told_before_anybody_is_asked(
+    tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_certificates(tmp_path / "certs", ["127.0.0.1"], ["north"], 2)
+    (tmp_path / "north.key").write_bytes(content)
+    written(tmp_path / "north.toml", SITE | {"key": "north.key", "certificate": "certs/ca.crt"})
+    assert run_command(["site", "--config", "north.toml"]) == 2
+    assert "north.key: no private key that can be read" in capsys.readouterr().err
+    assert not (tmp_path / "north").exists()
+
+
+def test_a_finished_run_is_not_taken_for_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    number_of(read_server(written(tmp_path / "server.toml", SERVER)), tmp_path)
+    (tmp_path / "result.json").write_text('{"accuracy": {}}')
+    command = ["server", "--config", "server.toml", "--out", str(tmp_path)]
+    assert run_command(command) == 0
+    assert "is complete; nothing to do" in capsys.readouterr().out
+    written(tmp_path / "server.toml", SERVER | {"federation": {"rounds": 4}})
+    assert run_command(command) == 2
+    assert "was begun with another configuration" in capsys.readouterr().err

@@ -128,6 +128,7 @@ def site(arguments: list[str]) -> int:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     """SIGTERM, as an exception that lets everything be put away."""
+    print("matu: told to end", file=sys.stderr)
     sys.exit(128 + number)
 
 

@@ -20,6 +20,7 @@ from matu.federation.flower.orders import FlowerError, Orders
 from matu.federation.flower.processes import last_lines, process_of, size_of, text_of
 from matu.federation.server_file import ServerFile
 from matu.files import only_one, write_atomic
+from matu.serve import number_of
 
 START_S = 60.0
 """Seconds that a SuperLink may take until it listens."""
@@ -73,10 +74,12 @@ class Deployment:
         """
         finished = self.folder / "result.json"
         if finished.is_file():
+            number_of(self.server, self.folder)
             self.tell(f"{self.folder} is complete; nothing to do")
             return dict(json.loads(finished.read_text()))
         self._check()
         self.home.mkdir(parents=True, exist_ok=True)
+        self.home.chmod(0o700)  # what sites send passes through its database
         with only_one(self.home):  # before anything of a run that is under way can be touched
             self._check_port()
             (self.folder / "failed.json").unlink(missing_ok=True)
@@ -122,13 +125,16 @@ class Deployment:
                 opened.commit()
 
     def _forget_messages(self, finished: bool) -> None:
-        """Flower's database keeps what sites sent until it is folded: of a run that has ended it goes altogether."""
+        """Flower's database keeps what sites sent until it is folded; of a run that has ended it goes altogether."""
         database = self.home / "state.db"
         if finished:
             for path in self.home.glob("state.db*"):
                 path.unlink()
         elif database.is_file():
             with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database, timeout=5)) as opened:
+                for table in ("message_ins", "message_res", "object_children", "run_objects", "objects"):
+                    opened.execute(f"DELETE FROM {table}")
+                opened.commit()
                 opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 opened.execute("VACUUM")
                 opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")

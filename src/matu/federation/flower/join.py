@@ -11,6 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
 from matu.errors import ConfigError
 from matu.federation.flower.certificates import greet
 from matu.federation.flower.orders import FlowerError
@@ -52,6 +56,7 @@ def run_site(
             if path is None or not path.is_file():
                 what = f"{path}: no such file" if path else "is missing"
                 raise ConfigError(f"{file}: {name} {what}; the people of the server send it (matu certs)")
+        _require_key(file, site.key)
         secured = ["--root-certificates", str(site.certificate), "--auth-supernode-private-key", str(site.key)]
     find_tasks(site.config.tasks.tasks, site.roots.data)  # what is not there is told before anybody is asked
     site.folder.mkdir(parents=True, exist_ok=True)
@@ -59,11 +64,14 @@ def run_site(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log, answered = site.folder / "supernode.log", threading.Event()
+    unable: list[str] = []
     tell(f"site '{site.name}' connects to {site.server}; {log} has what Flower says")
 
     def note(text: str) -> None:
         answered.set()
         tell(text)
+        if text.startswith("hello: no answer"):
+            unable.append(text)
         if text.startswith("finish: answered"):
             tell(f"the run is over: {site.folder / 'artifact'} has what came of it; here for another run until Ctrl-C")
 
@@ -78,7 +86,9 @@ def run_site(
             began, since = size_of(log), time.monotonic()
             answered.clear()
             with process_of(command, log, site.folder / "flower") as process:
-                code = _until_it_ends(process, log, began)
+                code = _until_it_ends(process, log, began, unable)
+            if unable:
+                raise ConfigError(f"site '{site.name}' cannot take part: {unable[-1].partition('no answer: ')[2]}")
             said = text_of(log, began)
             lasted = time.monotonic() - since
             was_in = answered.is_set() or lasted > QUICK_END_S
@@ -94,13 +104,29 @@ def run_site(
             time.sleep(PAUSE_S)
 
 
-def _until_it_ends(process: subprocess.Popen[bytes], log: Path, began: int) -> int:
-    """The exit code of a SuperNode; 1 for one that has given up and stays: it does at any trouble with TLS."""
-    while True:
+def _until_it_ends(process: subprocess.Popen[bytes], log: Path, began: int, unable: list[str]) -> int:
+    """The exit code of a SuperNode; 1 once the site is unable to take part, and for a node that has given up and stays.
+
+    It does that at any trouble with TLS.
+    """
+    while not unable:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(2.0)
         if GIVEN_UP in text_of(log, began):
             return 1
+    time.sleep(PAUSE_S)  # for the server to hear it
+    return 1
+
+
+def _require_key(file: Path, key: Path | None) -> None:
+    """ConfigError unless the file holds a private key of `matu certs`."""
+    assert key is not None
+    try:
+        found = load_ssh_private_key(key.read_bytes(), None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{file}: key {key}: no private key that can be read ({error})") from error
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{file}: key {key}: not a key of matu certs (ECDSA)")
 
 
 def _await_server(site: SiteFile, insecure: bool, tell: Callable[[str], None]) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 from matu.errors import ConfigError
 from matu.federation.flower import ENVIRONMENT
@@ -19,6 +22,7 @@ STOP_S = 10.0
 """Seconds that Flower's processes get to end by themselves."""
 LAST_LINES = 15
 _PR_SET_PDEATHSIG = 1
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @contextlib.contextmanager
@@ -33,14 +37,26 @@ def process_of(command: list[str], log: Path, home: Path) -> Iterator[subprocess
         try:
             yield process
         finally:
+            started = _descendants(process.pid)  # they have sessions of their own, and outlive it by minutes
             process.terminate()
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            for one in started:
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+            psutil.wait_procs(started, STOP_S)
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # what it started and left
+                os.killpg(process.pid, signal.SIGKILL)  # what a process that had ended before left in its group
+
+
+def _descendants(process: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -79,5 +95,6 @@ def text_of(path: Path, since: int = 0) -> str:
 
 
 def last_lines(text: str) -> str:
-    """The end of a log, in a line."""
+    """The end of a log, in a line and without its colours."""
+    text = _COLOURS.sub("", text)
     return " | ".join(line.strip() for line in text.strip().splitlines()[-LAST_LINES:] if line.strip())[-1500:]
