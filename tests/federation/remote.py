@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matu.config import RunConfig, TasksConfig
-from matu.errors import MatuError
+from matu.errors import DataError, MatuError
 from matu.federation.agent import Agent, Plan
 from matu.federation.roster import Roster
 from matu.federation.rounds import codecs_of
@@ -38,13 +39,12 @@ class Nodes:
     meddle: Callable[[str, str, bytes], bytes] = lambda question, site, reply: reply
     named: dict[str, str] = field(default_factory=dict)
 
-    def look(self, admit: Callable[[str, bytes | Failure], str | None]) -> set[str]:
+    def look(self, admit: Callable[[str, bytes | Failure], str]) -> set[str]:
         for node in self.agents:
             if node not in self.named and node not in self.away:
                 answer = self.meddle("hello", node, self.agents[node]().hello(self.plan))
-                name = admit(node, answer)
-                if name is not None:
-                    self.named[node] = name
+                with contextlib.suppress(DataError):
+                    self.named[node] = admit(node, answer)
         return {name for node, name in self.named.items() if node not in self.away}
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:

@@ -274,10 +274,15 @@ def test_who_is_not_the_server_or_not_admitted_is_refused_and_told_so(
         code, said = ended("other_key")
         assert code == 1
         assert "does not let site 'north' in: it does not know" in said
-        with sites.site("east"), sites.site("north"):
-            log = sites.folder / "run/server.log"
-            until(lambda: log.is_file() and log.read_text().count("is refused") == 2, sites)
-        text = log.read_text()
+        with sites.site("east") as east, sites.site("north") as north:
+            assert (east.wait(90), north.wait(90)) == (2, 2)
+        for name, why in (
+            ("east", "not admitted for middle, only for left, right"),
+            ("north", "a site of this name was"),
+        ):
+            said = (sites.folder / f"site-{name}.out").read_text()
+            assert f"cannot take part: refused by the server: {why}" in said
+        text = (sites.folder / "run/server.log").read_text()
         assert "site 'east' is refused: not admitted for middle" in text
         assert "site 'mallory' is refused: a site of this name was not admitted" in text
         shutil.copytree(tiny_data / "right", sites.folder / "broken")

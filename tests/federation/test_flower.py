@@ -151,22 +151,30 @@ def test_who_is_not_there_fails_at_once() -> None:
 
 
 def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
-    grid = LocalGrid({1: lambda message: reply(b"north", message), 2: lambda message: reply(b"north", message)})
+    told: list[tuple[str, bytes]] = []
+
+    def node(message: Message) -> Message:
+        told.append((message.metadata.message_type, payload_of(message)))
+        return reply(b"north", message)
+
+    grid = LocalGrid({1: node, 2: node})
     remote = FlowerRemote(grid, b"", poll_s=0.01)
     taken: set[str] = set()
 
-    def admit(node: str, answer: bytes | Failure) -> str | None:
+    def admit(node: str, answer: bytes | Failure) -> str:
         assert isinstance(answer, bytes)
         name = answer.decode()
         if name in taken:
-            return None
+            raise DataError("one is there")
         taken.add(name)
         return name
 
     assert remote.look(admit) == {"north"}
     held = next(iter(remote.names))
     assert remote.look(admit) == {"north"}
-    assert len(grid.log) == 2, "who was refused is not asked again while nobody leaves"
+    assert [kind for kind, _ in grid.log] == ["query", "query", "query.refused"], "nobody is asked again"
+    assert list(grid.pull_messages([f"message-{i}" for i in range(3)]))
+    assert told[-1] == ("query.refused", b"one is there")
     del grid.nodes[held]
     taken.clear()
     assert remote.look(admit) == {"north"}

@@ -83,6 +83,15 @@ def test_other_accounts_cannot_ask_and_a_site_that_is_gone_is_told(tmp_path: Pat
         Caller(place).hello(b"")
 
 
+def test_a_refusal_is_told_without_an_agent() -> None:
+    said: list[str] = []
+    Echo.made = 0
+    with resident(Echo, said.append) as place:
+        Caller(place).refused(b"nobody knows \x1b[31myou")
+    assert said == ["refused by the server: nobody knows  [31myou"]
+    assert Echo.made == 0
+
+
 def test_its_thread_ends_with_the_block_whatever_it_was_doing() -> None:
     """One that went on would take the interpreter from everything else in the process."""
     ready, go_on = threading.Event(), threading.Event()

@@ -122,6 +122,9 @@ class Agent:
         versions = {name: version(name) for name in ("matu", "torch", "transformers", "peft")}
         return Hello(self.name, trainer.model.fingerprint, held, versions).encode()
 
+    def refused(self, reason: bytes) -> None:
+        """The server does not let this site in; whoever runs the agent tells people."""
+
     def train(self, plan: bytes, message: bytes) -> bytes:
         """This site's update in answer to a round's message; its memory is on disk before it is given back."""
         site = self._site(plan, message)

@@ -26,12 +26,12 @@ class Remote(Protocol):
     """Sites somewhere else.
 
     `look` asks every node that is new who it is, gives each answer to `admit`, which returns the name it shall have or
-    None, and tells which names are there now. `ask` puts a question ("train", "evaluate", "finish") to some of them and
-    gives replies as they arrive, each site once; it may end before all have answered. `forget`
-    makes the next `look` ask a site's node anew.
+    raises DataError, which the node is told, and tells which names are there now. `ask` puts a question ("train",
+    "evaluate", "finish") to some of them and gives replies as they arrive, each site once; it may end before all have
+    answered. `forget` makes the next `look` ask a site's node anew.
     """
 
-    def look(self, admit: Callable[[str, bytes | Failure], str | None]) -> set[str]:
+    def look(self, admit: Callable[[str, bytes | Failure], str]) -> set[str]:
         """The sites that are there now."""
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
@@ -172,7 +172,7 @@ class Server:
             waited = True
             time.sleep(self.look_every_s)
 
-    def _admit(self, node: str, answer: bytes | Failure) -> str | None:
+    def _admit(self, node: str, answer: bytes | Failure) -> str:
         who = f"node {node}"
         try:
             if isinstance(answer, Failure):
@@ -185,7 +185,7 @@ class Server:
         except DataError as error:
             if self.roster.refuse(who, str(error)):
                 self.tell(f"{who} is refused: {error}")
-            return None
+            raise
         self.tell(f"site '{hello.site}' takes part with {', '.join(hello.tasks)}")
         return hello.site
 

@@ -19,7 +19,7 @@ from matu.errors import ConfigError
 from matu.federation.flower.certificates import greet
 from matu.federation.flower.orders import FlowerError
 from matu.federation.flower.processes import last_lines, process_of, size_of, text_of, tool
-from matu.federation.flower.resident import resident
+from matu.federation.flower.resident import REFUSED, resident
 from matu.federation.site_file import SiteFile
 from matu.tasks.loading import find_tasks
 
@@ -70,8 +70,8 @@ def run_site(
     def note(text: str) -> None:
         answered.set()
         tell(text)
-        if text.startswith("hello: no answer"):
-            unable.append(text)
+        if text.startswith(("hello: no answer: ", REFUSED)):
+            unable.append(text.removeprefix("hello: no answer: "))
         if text.startswith("finish: answered"):
             tell(f"the run is over: {site.folder / 'artifact'} has what came of it; here for another run until Ctrl-C")
 
@@ -88,7 +88,7 @@ def run_site(
             with process_of(command, log, site.folder / "flower") as process:
                 code = _until_it_ends(process, log, began, unable)
             if unable:
-                raise ConfigError(f"site '{site.name}' cannot take part: {unable[-1].partition('no answer: ')[2]}")
+                raise ConfigError(f"site '{site.name}' cannot take part: {unable[-1]}")
             said = text_of(log, began)
             lasted = time.monotonic() - since
             was_in = answered.is_set() or lasted > QUICK_END_S

@@ -1,4 +1,4 @@
-"""Flower's ClientApp of a site: four questions."""
+"""Flower's ClientApp of a site: four questions, and a word that it is not let in."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ class Answers(Protocol):
     def hello(self, plan: bytes) -> bytes:
         """Who this site is."""
 
+    def refused(self, reason: bytes) -> None:
+        """Why it does not take part."""
+
     def train(self, plan: bytes, message: bytes) -> bytes:
         """Its update."""
 
@@ -36,6 +39,11 @@ def client_app(agent_of: Callable[[Context], Answers]) -> ClientApp:
     @app.query()
     def hello(message: Message, context: Context) -> Message:
         return reply(agent_of(context).hello(plan_of(message)), message)
+
+    @app.query("refused")
+    def refused(message: Message, context: Context) -> Message:
+        agent_of(context).refused(payload_of(message))
+        return reply(b"", message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

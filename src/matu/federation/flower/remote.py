@@ -14,10 +14,14 @@ from matu.errors import DataError
 from matu.federation.flower.records import payload_of, request
 from matu.federation.transport import Failure
 
-QUESTIONS = {"hello": "query", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish"}
-"""Flower's type of message for each question of the server."""
+QUESTIONS = {
+    "hello": "query", "refused": "query.refused", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish",
+}  # fmt: skip
+"""Flower's type of message for each question of the server; "refused" is one that only tells."""
 _RAISED = re.compile(r"<class '[^']*'>:<'(.*)'>", re.DOTALL)
 """How Flower writes what an app raised."""
+LONGEST_REASON = 500
+"""Bytes of a reason that a node is told."""
 _CODES = {2: "site", 3: "gone", 5: "gone", 8: "killed"}
 """Flower's error codes: the app raised; the message, or the node, is not there; its process ended."""
 
@@ -51,8 +55,8 @@ class FlowerRemote:
     _greeted: dict[str, int] = field(default_factory=dict)
     """Hellos under way: message id -> node."""
 
-    def look(self, admit: Callable[[str, bytes | Failure], str | None]) -> set[str]:
-        """Ask new nodes who they are, take in who has answered; the sites that are there."""
+    def look(self, admit: Callable[[str, bytes | Failure], str]) -> set[str]:
+        """Ask new nodes who they are, take in who has answered, tell the others why not; the sites that are there."""
         there = set(self.grid.get_node_ids())
         gone = (set(self.names) | self._refused) - there
         for node in gone:
@@ -64,11 +68,12 @@ class FlowerRemote:
         self._greeted |= self._push("hello", dict.fromkeys(new, b""))
         for node, answer in self._replies(self._greeted):
             if node in there:
-                name = admit(str(node), answer)
-                if name is None:
+                try:
+                    self.names[node] = admit(str(node), answer)
+                except DataError as error:
                     self._refused.add(node)
-                else:
-                    self.names[node] = name
+                    if not isinstance(answer, Failure):  # of a failure it has the reason itself
+                        self._push("refused", {node: str(error).encode()[:LONGEST_REASON]})
         return set(self.names.values())
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:

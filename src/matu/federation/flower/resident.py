@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matu.federation.agent import Agent
 
 QUESTIONS = ("hello", "train", "evaluate", "finish")
+REFUSED = "refused by the server: "
+"""How what is told begins when this site may not take part."""
 _GIVEN, _FAILED = b"+", b"-"
 
 
@@ -70,6 +72,11 @@ class _Answers:
     def __call__(self, line: Connection) -> None:
         question, plan, payload = line.recv_bytes().decode(), line.recv_bytes(), line.recv_bytes()
         began = time.monotonic()
+        if question == "refused":
+            self.tell(REFUSED + "".join(c if c.isprintable() else " " for c in payload.decode(errors="replace")))
+            line.send_bytes(_GIVEN)
+            line.send_bytes(b"")
+            return
         try:
             self.agent = self.agent or self.agent_of()
             if question not in QUESTIONS:
@@ -101,6 +108,10 @@ class Caller:
     def hello(self, plan: bytes) -> bytes:
         """As `matu.federation.agent.Agent.hello`; all four raise DataError if there is no answer."""
         return self._ask("hello", plan, b"")
+
+    def refused(self, reason: bytes) -> None:
+        """The server does not let the site in; the site's people are told why."""
+        self._ask("refused", b"", reason)
 
     def train(self, plan: bytes, message: bytes) -> bytes:
         """As `Agent.train`."""
