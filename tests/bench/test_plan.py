@@ -65,12 +65,15 @@ def test_individual_knows_no_clients_and_has_one_cell_for_all_settings() -> None
     assert len({c.hash for c in steps.cells(rates(steps))}) == 2, "counted in steps, its budget depends on the holders"
 
 
-def test_tuning_is_short_held_out_and_once_a_method_whatever_its_options() -> None:
-    comparison = Comparison(BASE, methods=("matu", "matu rule=off", "fedavg"), seeds=(5, 6), tune_rounds=3)
+def test_tuning_is_short_held_out_and_once_for_every_way_to_train() -> None:
+    methods = ("matu", "matu rule=off", "fedavg", "fedavg balanced=true uplink=3bit")
+    comparison = Comparison(BASE, methods=methods, seeds=(5, 6), tune_rounds=3)
     cells = comparison.tuning_cells()
-    assert [(c.method, c.learning_rate) for c in cells] == [
-        (m, r) for m in ("matu", "fedavg") for r in (3e-4, 1e-3, 3e-3)
-    ]
+    tuned = ("matu", "fedavg", "fedavg balanced=true")
+    assert [(c.method, c.learning_rate) for c in cells] == [(m, r) for m in tuned for r in (3e-4, 1e-3, 3e-3)]
+    assert [c.config.training.balanced for c in cells] == [False] * 6 + [True] * 3
+    rates = {"matu": 1.0, "fedavg": 2.0, "fedavg balanced=true": 3.0}
+    assert [c.learning_rate for c in comparison.cells(rates)][:8:2] == [1.0, 1.0, 2.0, 3.0]
     for cell in cells:
         c = cell.config
         assert (c.federation.rounds, c.evaluation.held_out, c.machine.seed, c.matu.rule) == (3, True, 5, "average")

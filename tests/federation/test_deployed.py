@@ -36,6 +36,16 @@ pytestmark = [pytest.mark.flower, pytest.mark.xdist_group("flower"), pytest.mark
 MATU = [sys.executable, "-m", "matu"]
 
 
+@pytest.fixture(autouse=True)
+def nobody_stays(tmp_path: Path) -> Iterator[None]:
+    """A process that a killed one was just starting outlives it."""
+    yield
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(tmp_path):
+                process.kill()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

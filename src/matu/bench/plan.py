@@ -14,7 +14,15 @@ from typing import Any
 
 import tomli_w
 
-from matu.config import FederationConfig, RunConfig, WireConfig, config_of, config_table, read_table
+from matu.config import (
+    FederationConfig,
+    RunConfig,
+    TrainingConfig,
+    WireConfig,
+    config_of,
+    config_table,
+    read_table,
+)
 from matu.errors import ConfigError
 from matu.methods import find_method, method_name, method_names, method_source
 from matu.methods.base import parse_options
@@ -104,16 +112,16 @@ class Comparison:
                 cell.config.check()
 
     def tuned(self) -> list[str]:
-        """The methods' names without options, each once: what a rate is chosen for."""
-        return list(dict.fromkeys(spec.split()[0] for spec in self.methods))
+        """What a rate is chosen for, each once: methods, with those of their options that change how sites train."""
+        return list(dict.fromkeys(map(tuning_spec, self.methods)))
 
     def cells(self, rates: Mapping[str, float]) -> list[Cell]:
         """Every run of the comparison, the first seed of all methods first."""
         return [
-            self._cell(setting, spec, seed, rates[spec.split()[0]])
+            self._cell(setting, spec, seed, rates[tuning_spec(spec)])
             for seed in self.seeds
             for spec in self.methods
-            if spec.split()[0] in rates
+            if tuning_spec(spec) in rates
             for setting in self.running()
         ]
 
@@ -194,6 +202,13 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.setting}, {shown(self.method)}, seed {self.seed}, rate {self.learning_rate:g}"
+
+
+def tuning_spec(spec: str) -> str:
+    """A method with its options of [training] alone: with others it takes the rate that it has without them."""
+    training = {field.name for field in dataclasses.fields(TrainingConfig)}
+    name, *words = spec.split()
+    return " ".join([name, *(word for word in words if word.partition("=")[0] in training)])
 
 
 def shown(spec: str) -> str:
