@@ -39,6 +39,15 @@ def updates_of(seed, tasks, count, dim, exact=False, dtype=torch.float64):
     return updates
 
 
+def trained_updates(rng, seed, tasks, count, dim, kind, dtype):
+    """The same of vectors that clients unify themselves."""
+    updates = []
+    for i, held in enumerate(held_tasks(seed, tasks, count, dim)):
+        u = unify(matrix((seed, i), len(held), dim, kind, dtype))
+        updates.append((held, u, rng.integers(1, 1000, len(held)).tolist()))
+    return updates
+
+
 def as_lists(updates):
     return [(held, u.vector.tolist(), u.masks.tolist(), u.rescalers.tolist(), samples) for held, u, samples in updates]
 
@@ -108,12 +117,8 @@ def test_signs_are_exact_where_products_and_sums_are(seed, task_count, count, di
 
 @given(seeds, task_counts, clients, st.integers(1, 60), kinds, dtypes)
 def test_same_bits_in_any_order_of_arrival(seed, task_count, count, dim, kind, dtype):
-    tasks = names(task_count)
-    rng = np.random.default_rng(seed)
-    updates = []
-    for i, held in enumerate(held_tasks(seed, tasks, count, dim)):
-        u = unify(matrix((seed, i), len(held), dim, kind, dtype))
-        updates.append((held, u, rng.integers(1, 1000, len(held)).tolist()))
+    tasks, rng = names(task_count), np.random.default_rng(seed)
+    updates = trained_updates(rng, seed, tasks, count, dim, kind, dtype)
     shuffled = [updates[i] for i in rng.permutation(len(updates))]
     assert_same(means_of(tasks, dim, shuffled), means_of(tasks, dim, updates))
 
@@ -195,12 +200,8 @@ def test_memory_does_not_grow_with_clients():
 @given(seeds, task_counts, clients, st.integers(1, 60), kinds, dtypes)
 def test_accumulators_add(seed, task_count, count, dim, kind, dtype):
     """As edge servers or processes fold their sites' updates: one of them passed its sums on as tensors."""
-    tasks = names(task_count)
-    rng = np.random.default_rng(seed)
-    updates = []
-    for i, held in enumerate(held_tasks(seed, tasks, count, dim)):
-        u = unify(matrix((seed, i), len(held), dim, kind, dtype))
-        updates.append((held, u, rng.integers(1, 1000, len(held)).tolist()))
+    tasks, rng = names(task_count), np.random.default_rng(seed)
+    updates = trained_updates(rng, seed, tasks, count, dim, kind, dtype)
     parts = [RoundAccumulator(tasks, dim) for _ in range(4)]
     for update in updates:
         parts[rng.integers(4)].add(*update)

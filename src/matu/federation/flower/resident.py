@@ -50,10 +50,13 @@ def resident(agent_of: Callable[[], Agent], tell: Callable[[str], None]) -> Iter
 
         def serve() -> None:
             while not over.is_set():
-                with contextlib.suppress(OSError, EOFError):  # whoever asked is gone, or the block is over
+                try:
                     line, _ = listener.accept()
-                    with Connection(line.detach()) as asked:
-                        answers(asked)
+                except OSError:  # the block is over, or this process has no file left to open
+                    over.wait(0.1)
+                    continue
+                with contextlib.suppress(OSError, EOFError), Connection(line.detach()) as asked:
+                    answers(asked)  # whoever asked may be gone
 
         threading.Thread(target=serve, name="resident", daemon=True).start()
         try:
