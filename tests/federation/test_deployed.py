@@ -219,17 +219,18 @@ def test_a_run_outlives_kill_9_of_a_site_and_of_the_server(tiny_vit: Path, tiny_
 
     The server comes back only with all three sites, so the last rounds are whole.
     """
-    config = run_config(tiny_vit, method="matu", rounds=4, participation=1.0)
+    config = run_config(tiny_vit, method="matu", rounds=5, participation=1.0)
     sites = Sites(House(config, tiny_data, tmp_path / "real"), free_port(), min_sites=2, deadline_s=2)
     with contextlib.ExitStack() as running:
         server = running.enter_context(sites.server())
         sites.listening()
         nodes = {name: running.enter_context(sites.site(name)) for name in HOLDS}
         until(lambda: sites.answers("north", "train") >= 1, sites, every=0.05)
-        nodes["north"].send_signal(signal.SIGSTOP)  # at work on the second round for ever
-        until(lambda: max(sites.answers(name, "train") for name in ("east", "south")) >= 2, sites)
+        nodes["north"].send_signal(signal.SIGSTOP)  # at work on the next round for ever
+        done = rounds_done(sites.folder)
+        until(lambda: rounds_done(sites.folder) >= done + 1, sites)
         end_all(nodes["north"])
-        until(lambda: rounds_done(sites.folder) >= 2, sites)
+        until(lambda: rounds_done(sites.folder) >= done + 2, sites, every=0.05)
         end_all(server)
         running.enter_context(sites.restarting("north"))
         sites.write_server(min_sites=3)
@@ -237,10 +238,10 @@ def test_a_run_outlives_kill_9_of_a_site_and_of_the_server(tiny_vit: Path, tiny_
         assert server.wait(240) == 0, sites.said()
         sites.stop()
     lines = lines_of(sites)
-    assert [line["round"] for line in lines] == [1, 2, 3, 4]
+    assert [line["round"] for line in lines] == [1, 2, 3, 4, 5]
     answered = [[site for site in line["clients"] if site not in line["failures"]] for line in lines]
     assert answered[-1] == sorted(HOLDS), "it is asked again once it is back"
-    assert "north" not in answered[1], "the round ended without it"
+    assert any("north" not in names for names in answered[1:]), "a round ended without it"
     plain = House(config, tiny_data, tmp_path / "plain")
     nodes_ = plain.nodes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -36,7 +37,17 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `matu` and `python -m matu`; exits with 0, 1 (failed), 2 (wrong input) or 130 (Ctrl-C)."""
-    sys.exit(run_command(list(sys.argv[1:] if arguments is None else arguments)))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] != ["site"]:
+        sys.exit(run_command(words))
+    try:
+        code: object = run_command(words)
+    except SystemExit as ended:
+        code = ended.code
+    # All is put away. A thread may be in the middle of a training step, where Python's own end aborts the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else FAILED)
 
 
 def run_command(arguments: list[str]) -> int:
