@@ -81,7 +81,7 @@ def _fold(
     found = np.empty(_TILE, np.int64)
     for start in range(0, bins.shape[0], _TILE):
         n = min(_TILE, bins.shape[0] - start)
-        b, h, l = bins[start : start + n], high[start : start + n], low[start : start + n]  # noqa: E741
+        b, up, down = bins[start : start + n], high[start : start + n], low[start : start + n]
         for j in range(n):
             largest[j] = 0.0
             whole[j] = 0.0
@@ -141,8 +141,8 @@ def _fold(
                             rest[j] += np.trunc((scaled - digit) * 17592186044416.0)
         for j in range(n):
             rise = found[j] - b[j]
-            l[j] = (l[j] if rise == 0 else (h[j] if rise == 1 else 0)) + np.int64(rest[j])
-            h[j] = (h[j] if rise == 0 else 0) + np.int64(whole[j])
+            down[j] = (down[j] if rise == 0 else (up[j] if rise == 1 else 0)) + np.int64(rest[j])
+            up[j] = (up[j] if rise == 0 else 0) + np.int64(whole[j])
             b[j] = found[j]
 
 
@@ -151,15 +151,15 @@ def _value(bins: Any, high: Any, low: Any, divisor: float, out: Any) -> None:
     first_bits, second_bits = first.view(np.int64), second.view(np.int64)
     for start in range(0, bins.shape[0], _TILE):
         n = min(_TILE, bins.shape[0] - start)
-        b, h, l, o = bins[start:][:n], high[start:][:n], low[start:][:n], out[start:][:n]  # noqa: E741
+        b, up, down, o = bins[start:][:n], high[start:][:n], low[start:][:n], out[start:][:n]
         for j in range(n):
             exponent = 44 * (np.int64(b[j]) - 1) - _SHIFT
             half = exponent >> 1
             first_bits[j] = (half + 1023) << 52
             second_bits[j] = (exponent - half + 1023) << 52
         for j in range(n):
-            carry = l[j] >> 44
-            digits = (np.float64(h[j] + carry) * 17592186044416.0 + np.float64(l[j] - (carry << 44))) / divisor
+            carry = down[j] >> 44
+            digits = (np.float64(up[j] + carry) * 17592186044416.0 + np.float64(down[j] - (carry << 44))) / divisor
             o[j] = digits * first[j] * second[j]
 
 
