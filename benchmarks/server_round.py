@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from matu import RoundAccumulator, Unified, similarity, unify
-from matu.vectors import compiled, transfer_rows
+from matu.vectors import compiled, similarity_of_rows, transfer_rows
 
 Update = tuple[list[int], Unified, list[int]]
 
@@ -42,8 +42,9 @@ def ours(round_: list[Update], tasks: int, dim: int) -> list[torch.Tensor]:
     sums = RoundAccumulator(names, dim)
     for mine, unified, samples in round_:
         sums.add([names[t] for t in mine], unified, samples)
-    rows = list(sums.by_task(torch.float32).values())
-    return transfer_rows([mean for mean, _ in rows], [mask for _, mask in rows])
+    found = list(sums.by_task(torch.float32).values())
+    rows = [mean for mean, _ in found]
+    return transfer_rows(rows, [agreement for _, agreement in found], similarity_of_rows(rows))
 
 
 def plain_numpy(round_: list[Update], tasks: int, dim: int) -> np.ndarray:
@@ -101,7 +102,8 @@ def main() -> None:
     )
     read = [part.numpy() for _, u, _ in round_ for part in (u.vector, u.masks)]
     target = [np.ones_like(part) for part in read]  # written once before: no page is new
-    results = [np.ones(a.dim, np.float32) for _ in range(3 * a.tasks)]  # mean, mask, new vector
+    results = [np.ones(a.dim, kind) for kind in (np.float32, np.float32, np.uint8) for _ in range(a.tasks)]
+    # mean, new vector, votes
     stack = torch.stack([round_[0][1].modulate(i) for i in range(a.held)])
     means = torch.randn(a.tasks, a.dim, dtype=torch.float64)
     found = {

@@ -6,12 +6,15 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+
+from safetensors import SafetensorError
 
 from matu.errors import ConfigError, DataError, MatuError
 
@@ -20,8 +23,11 @@ class DiskFullError(MatuError):
     """No room left for a file; what was saved before is untouched."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a kill at any moment leaves the old one or the new one, never a part.
+@contextmanager
+def whole_or_none(path: Path) -> Iterator[Path]:
+    """Gives a path beside `path` to write to, which replaces it when the block ends well.
+
+    A kill at any moment leaves the old file or the new one, never a part.
 
     Raises
     ------
@@ -30,20 +36,32 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # another process may be writing the same
     try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield part
+        with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if _full(error):
             raise DiskFullError(
-                f"{path}: no room for {len(content) / 1e6:.1f} MB; what was saved before is whole: "
-                "free some room, then resume"
+                f"{path}: no room for it; what was saved before is whole: free some room, then resume"
             ) from error
         raise
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; see `whole_or_none`."""
+    with whole_or_none(path) as part:
+        part.write_bytes(content)
+
+
+def _full(error: BaseException) -> bool:
+    """Whether an error says that there is no room; safetensors has the number in its text alone."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, SafetensorError) and (said := re.search(r"os error (\d+)", str(error))):
+        number = int(said[1])
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -54,7 +72,7 @@ def append_line(path: Path, line: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if _full(error):
             raise DiskFullError(f"{path}: no room for another line; free some room, then resume") from error
         raise
 

@@ -64,6 +64,14 @@ def test_a_kill_between_any_two_writes_leaves_a_whole_round(
     assert len(list(tmp_path.glob("state-*"))) == 1
 
 
+def test_what_a_kill_left_in_a_save_goes_with_the_next(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, progress(1), "run")
+    for name in (".state-000002.safetensors.77.part", ".tmpLibrary"):
+        (tmp_path / name).write_bytes(b"half a ")
+    save_checkpoint(tmp_path, progress(2), "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.json", "state-000002.safetensors"]
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, progress(1), "run")
     with pytest.raises(ConfigError, match="another configuration"):
@@ -96,7 +104,7 @@ def full(*_: object) -> None:
 def test_a_full_disk_is_told_and_the_last_round_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, progress(1), "run")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskFullError, match=r"state-000002.*no room for .* MB.*then resume"):
+    with pytest.raises(DiskFullError, match=r"state-000002.*no room for it.*then resume"):
         save_checkpoint(tmp_path, progress(2), "run")
     with pytest.raises(DiskFullError, match="no room for another line"):
         append_line(tmp_path / "metrics.jsonl", "{}")

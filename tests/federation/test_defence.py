@@ -157,8 +157,8 @@ def test_a_client_has_one_vote_whatever_its_samples() -> None:
     updates = honest(method, 3)
     tasks, _, tensors = updates["client-0"]
     loud = updates | {"client-0": (tasks, (1 << 31, 1 << 31), tensors)}
-    masks = [state_after(method, one, None)[0]["mask/a"] for one in (updates, loud)]
-    assert torch.equal(*masks)
+    votes = [state_after(method, one, None)[0]["votes/a"] for one in (updates, loud)]
+    assert torch.equal(*votes)
 
 
 @settings(max_examples=60)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from vector_cases import DEVICES, KINDS, assert_close, dims, dtypes, kinds, matrix, seeds
 
 import oracle
-from matu.vectors import RULES, similarity, transfer
+from matu.vectors import RULES, Agreement, compiled, similarity, similarity_of_rows, transfer, transfer_rows
+from matu.vectors.transfer import vote_dtype
 
 tasks = st.integers(1, 12)
 rules = st.sampled_from(RULES)
@@ -99,6 +100,37 @@ def test_oracle(seed, count, dim, kind, dtype, top_k, threshold, rule):
     assert new.dtype == dtype
     expected = oracle.transfer(vectors.tolist(), task_masks.tolist(), top_k, threshold, rule)
     assert_close(new, expected, dtype)
+
+
+@given(seeds, tasks, dims, kinds, dtypes, top_ks, thresholds, rules, st.integers(1, 400))
+def test_rows_votes_and_compiled_loops_give_the_same_bits(
+    seed, count, dim, kind, dtype, top_k, threshold, rule, holders
+):
+    rows = list(related(seed, count, dim, kind, dtype)[0])
+    votes = torch.randint(0, holders + 1, (count, dim), generator=torch.Generator().manual_seed(seed))
+    agreements = [Agreement(row.to(vote_dtype(holders)), holders, 0.4) for row in votes]
+    masks = torch.stack([agreement.mask(dtype) for agreement in agreements])
+    assert masks.tolist() == [[oracle_mask(v, holders, dtype) for v in row] for row in votes.tolist()]
+    options = top_k, threshold, rule
+    expected = transfer(torch.stack(rows), masks, *options)
+    wanted = range(count)[::-2]
+    for from_dim in (compiled.FROM_DIM, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiled, "FROM_DIM", from_dim)
+            assert torch.equal(transfer(torch.stack(rows), masks, *options), expected)
+            found = transfer_rows(rows, agreements, similarity_of_rows(rows), *options, wanted=wanted)
+        assert all(torch.equal(new, expected[t]) for new, t in zip(found, wanted, strict=True))
+
+
+def oracle_mask(votes, holders, dtype):
+    """Eq. 3 of one coordinate, rounded to the type."""
+    share = votes / holders
+    return torch.tensor(1.0 if share >= 0.4 else share, dtype=dtype).item()
+
+
+def test_more_votes_than_holders_are_refused():
+    with pytest.raises(ValueError, match="votes: 0 to 4 of 3 holders"):
+        Agreement(torch.tensor([0, 4], dtype=torch.uint8), 3, 0.4)
 
 
 @given(seeds, tasks, dims, dtypes, top_ks, thresholds, rules)

@@ -9,15 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load as tensors_of_bytes
-from safetensors.torch import save as bytes_of_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from matu.errors import ConfigError, DataError
-from matu.files import finish_before_interrupt, write_atomic
+from matu.files import finish_before_interrupt, whole_or_none, write_atomic
 from matu.methods import State
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass
@@ -78,20 +77,21 @@ def save_checkpoint(folder: Path, progress: Progress, identity: str) -> None:
     tensors = {f"server|{name}": tensor for name, tensor in progress.state.items()}
     for site, memory in progress.memories.items():
         tensors |= {f"site|{site}|{name}": tensor for name, tensor in memory.items()}
-    content = bytes_of_tensors(tensors)
-    note = {
-        "format": FORMAT,
-        "run": identity,
-        "round": progress.round,
-        "state": state,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "totals": asdict(progress.totals),
-    }
     with finish_before_interrupt():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / state, content)
+        with whole_or_none(folder / state) as part:
+            save_file(tensors, part)
+            digest = _digest(part)
+        note = {
+            "format": FORMAT,
+            "run": identity,
+            "round": progress.round,
+            "state": state,
+            "sha256": digest,
+            "totals": asdict(progress.totals),
+        }
         write_atomic(folder / "checkpoint.json", json.dumps(note, indent=1).encode())
-        for old in (*folder.glob("state-*.safetensors"), *folder.glob(".*.part")):  # parts: of a kill in a save
+        for old in (*folder.glob("state-*.safetensors"), *folder.glob(".*")):  # hidden: of a kill in a save
             if old.name != state:
                 old.unlink()
 
@@ -118,14 +118,19 @@ def load_checkpoint(folder: Path, identity: str) -> Progress | None:
                 f"{pointer}: the checkpoint was made with another configuration (config.toml), other data or another "
                 "backbone; restore what it was made with, or start a new run"
             )
-        content = (folder / Path(note["state"]).name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != note["sha256"]:
-            raise DataError(f"{folder / note['state']}: not the bytes that were saved; the file is damaged")
-        return _restored(note["round"], tensors_of_bytes(content), Totals(**note["totals"]))
+        state = folder / Path(note["state"]).name
+        if _digest(state) != note["sha256"]:
+            raise DataError(f"{state}: not the bytes that were saved; the file is damaged")
+        return _restored(note["round"], load_file(state), Totals(**note["totals"]))
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         if isinstance(error, (ConfigError, DataError)):
             raise
         raise DataError(f"{pointer}: the checkpoint cannot be read ({error})") from error
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _restored(number: int, tensors: Mapping[str, Tensor], totals: Totals) -> Progress:

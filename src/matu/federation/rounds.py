@@ -13,10 +13,10 @@ from torch import Tensor
 
 from matu.config import DefenceConfig, WireConfig
 from matu.errors import DataError, MatuError
-from matu.federation.checkpoint import Progress, count_bytes
+from matu.federation.checkpoint import Progress, Totals, count_bytes
 from matu.federation.defence import Guard
 from matu.federation.transport import Failure, Transport
-from matu.methods import Method, State
+from matu.methods import Method, Round, State
 from matu.seeds import stream
 from matu.wire import Codecs, Envelope, Header, Numbers, encode
 
@@ -127,49 +127,73 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
     began = time.perf_counter()
     method, totals = federation.method, copy.deepcopy(progress.totals)
     payloads = {site: _downlink(federation, progress.state, number, site) for site in federation.sample(number)}
+    for site, payload in payloads.items():
+        count_bytes(totals.downlink, Envelope(payload).sizes(method.downlink_parts(federation.clients[site])))
+    line: dict[str, Any] = {
+        "round": number, "clients": list(payloads), "tasks": _tasks_of(federation, payloads),
+        "downlink_bytes": sum(map(len, payloads.values())),
+    }  # fmt: skip
     guard = Guard(method, progress.state, federation.defence) if federation.defence != DefenceConfig() else None
     gathering = guard or method.begin_round(progress.state)
-    failures: dict[str, str] = {}
-    losses: list[float] = []
-    uplink, waiting = 0, 0.0
+    found = _gather(federation, number, payloads, gathering, totals)
+    state = gathering.finish()
+    totals.messages_down += len(payloads)
+    totals.failures += len(found.failures)
+    totals.silent_rounds = 0 if found.losses else totals.silent_rounds + 1
+    totals.training_s += found.waiting
+    totals.aggregation_s += time.perf_counter() - began - found.waiting
+    line |= {
+        "loss": math.fsum(found.losses) / len(found.losses) if found.losses else None,
+        "uplink_bytes": found.uplink, "failures": found.failures, "bounded": guard.bounded if guard else {},
+        "seconds": round(time.perf_counter() - began, 3),
+    }  # fmt: skip
+    return Progress(number, state, totals), line
+
+
+@dataclass
+class _Found:
+    """What is known of a round's answers when they are folded in: bytes, losses, reasons, seconds of waiting."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    uplink: int = 0
+    waiting: float = 0.0
+
+
+def _gather(
+    federation: Federation, number: int, payloads: dict[str, bytes], gathering: Round | Guard, totals: Totals
+) -> _Found:
+    """Fold in each answer as it comes; messages may be large, so a question goes once its answer is opened."""
+    found = _Found()
     replies = iter(federation.transport.exchange(payloads))
     while True:
         asked = time.perf_counter()
         arrived = next(replies, None)
-        waiting += time.perf_counter() - asked
+        found.waiting += time.perf_counter() - asked
         if arrived is None:
-            break
+            return found
         site, reply = arrived
         if isinstance(reply, Failure):
-            failures[site] = f"{reply.code}: {reply.reason}"[:LONGEST_REASON]
+            found.failures[site] = f"{reply.code}: {reply.reason}"[:LONGEST_REASON]
             continue
-        uplink += len(reply)
+        found.uplink += len(reply)
         totals.messages_up += 1
         try:
-            update, tensors, sizes = open_update(federation, number, site, reply, payloads[site])
+            update, tensors, sizes = open_update(federation, number, site, reply, _taken(payloads, site))
             gathering.add(site, update.tasks, update.samples, tensors)
         except ValueError as error:  # of a message: its sender is left out, the round goes on
-            failures[site] = f"message: {error}"[:LONGEST_REASON]
+            found.failures[site] = f"message: {error}"[:LONGEST_REASON]
             count_bytes(totals.uplink, {"refused": len(reply)})
             continue
         count_bytes(totals.uplink, sizes)
-        losses.append(update.metrics.get("loss", 0.0))
+        found.losses.append(update.metrics.get("loss", 0.0))
         totals.images += int(update.metrics.get("images", 0))
-    state = gathering.finish()
-    for site, payload in payloads.items():
-        count_bytes(totals.downlink, Envelope(payload).sizes(method.downlink_parts(federation.clients[site])))
-    totals.messages_down += len(payloads)
-    totals.failures += len(failures)
-    totals.silent_rounds = 0 if losses else totals.silent_rounds + 1
-    totals.training_s += waiting
-    totals.aggregation_s += time.perf_counter() - began - waiting
-    line = {
-        "round": number, "clients": list(payloads), "tasks": _tasks_of(federation, payloads),
-        "loss": math.fsum(losses) / len(losses) if losses else None,
-        "uplink_bytes": uplink, "downlink_bytes": sum(map(len, payloads.values())), "failures": failures,
-        "bounded": guard.bounded if guard else {}, "seconds": round(time.perf_counter() - began, 3),
-    }  # fmt: skip
-    return Progress(number, state, totals), line
+
+
+def _taken(payloads: dict[str, bytes], site: str) -> bytes:
+    """What the site was asked, which is then kept no longer."""
+    request, payloads[site] = payloads[site], b""
+    return request
 
 
 def _tasks_of(federation: Federation, sites: Iterable[str]) -> list[str]:
@@ -216,8 +240,10 @@ def open_update(
         raise DataError(f"no sample counts, expected one for each of {len(tasks)} tasks")
     if federation.samples is not None and update.samples != federation.samples[site]:
         raise DataError(f"samples {update.samples[:9]}, it said it has {federation.samples[site][:9]}")
-    held = Envelope(request).tensors(method.downlink_parts(tasks))  # as the site holds it: changes are counted from it
-    parts = method.uplink_parts(tasks)
+    parts, held = method.uplink_parts(tasks), None
+    if envelope.needs_held(parts):  # as the site holds it: changes are counted from it
+        held = Envelope(request).tensors(method.downlink_parts(tasks))
+    del request
     return update, envelope.tensors(parts, held), envelope.sizes(parts)
 
 

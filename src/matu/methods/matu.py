@@ -4,7 +4,9 @@ sent up      unified vector of the client's task vectors, masks, rescalers, head
 sent down    the same form of the server's new task vectors
 trained      every task of the client from its own start: base + λ m ⊙ τ
 aggregated   per task over its holders (Eq. 3, 4), then across similar tasks (Eq. 5-7)
-kept         at the server: mean, task mask, new task vector and head of every task seen; at clients: nothing
+kept         at the server: mean, votes and head of every task seen, and their similarities; at clients: nothing
+
+New task vectors (Eq. 6, 7) are worked out from that when they are asked for: kept, they would double what is kept.
 
 With `unification` off, a control, every task's vector is a unified vector of its own.
 """
@@ -20,7 +22,7 @@ from matu.config import RunConfig
 from matu.methods.base import Local, Means, Method, Problem, State, adapter_parts, head_parts
 from matu.methods.per_task_fedavg import plain
 from matu.training import Weights
-from matu.vectors import RoundAccumulator, Unified, transfer_rows, unify
+from matu.vectors import Agreement, RoundAccumulator, Unified, similarity_of_rows, transfer_rows, unify
 from matu.wire import MAX_RESCALER, Kind, Part
 
 
@@ -32,7 +34,7 @@ class Matu(Method):
         self.settings = config.matu
 
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
-        return self._pack({task: self._server(state, task) for task in tasks})
+        return self._pack(self.new_weights(state, tasks))
 
     def downlink_parts(self, tasks: Sequence[str]) -> tuple[Part, ...]:
         k, d, heads = len(tasks), self.problem.dim, head_parts(self.problem, tasks)
@@ -62,7 +64,7 @@ class Matu(Method):
         return MatuRound(self, state)
 
     def server_weights(self, state: State) -> dict[str, Weights] | None:
-        return {task: self._server(state, task) for task in self.problem.tasks}
+        return self.new_weights(state, self.problem.tasks)
 
     def paper_bits(self, tasks: Sequence[str]) -> int:
         k, d = len(tasks), self.problem.dim
@@ -71,10 +73,22 @@ class Matu(Method):
             return 32 * (k * d + heads)
         return 32 * (d + k + heads) + k * d
 
-    def _server(self, state: State, task: str) -> Weights:
-        if f"vector/{task}" not in state:
-            return self.problem.base(task)
-        return Weights(state[f"vector/{task}"], state[f"head/{task}"])
+    def new_weights(self, state: State, tasks: Sequence[str]) -> dict[str, Weights]:
+        """The server's new vector (Eq. 6, 7) and head of tasks; the start, of those that nobody has trained."""
+        seen = seen_tasks(state)
+        wanted = [task for task in tasks if task in seen]
+        settings, vectors = self.settings, []
+        if wanted:
+            vectors = transfer_rows(
+                [state[f"mean/{task}"] for task in seen], [self._agreement(state, task) for task in seen],
+                state["similarity"], settings.top_k, settings.similarity_threshold, settings.rule,
+                wanted=[seen.index(task) for task in wanted],
+            )  # fmt: skip
+        found = {task: Weights(vector, state[f"head/{task}"]) for task, vector in zip(wanted, vectors, strict=True)}
+        return {task: found[task] if task in found else self.problem.base(task) for task in tasks}
+
+    def _agreement(self, state: State, task: str) -> Agreement:
+        return Agreement(state[f"votes/{task}"], int(state[f"holders/{task}"]), self.settings.agreement_threshold)
 
     def _pack(self, weights: Mapping[str, Weights]) -> dict[str, Tensor]:
         return pack(weights) if self.settings.unification else plain(weights)
@@ -88,15 +102,23 @@ class Matu(Method):
         return [(tuple(tasks), Unified(vector, masks, tensors["rescalers"]))]
 
 
+def seen_tasks(state: State) -> list[str]:
+    """The tasks that some round had an update of; by name, so that it is the same whoever came first."""
+    return sorted(name.removeprefix("mean/") for name in state if name.startswith("mean/"))
+
+
 def pack(weights: Mapping[str, Weights]) -> dict[str, Tensor]:
-    """Unify: vector, rescalers, masks, heads. A single task's mask is the support of its vector and not kept.
+    """Unify: vector, rescalers, masks, heads. A single task's vector is as it was, its mask not kept.
 
     A rescaler has no bound where a task disagrees almost everywhere; beyond that of a message it is cut.
     """
+    if len(weights) == 1:
+        ((task, alone),) = weights.items()
+        return {"vector": alone.vector, "rescalers": alone.vector.any().float()[None], f"head/{task}": alone.head}
     unified = unify(torch.stack([w.vector for w in weights.values()]))
-    tensors = {"vector": unified.vector, "rescalers": unified.rescalers.clamp(max=MAX_RESCALER)}
-    if len(weights) > 1:
-        tensors["masks"] = unified.masks
+    tensors = {
+        "vector": unified.vector, "masks": unified.masks, "rescalers": unified.rescalers.clamp(max=MAX_RESCALER),
+    }  # fmt: skip
     return tensors | {f"head/{task}": w.head for task, w in weights.items()}
 
 
@@ -120,16 +142,12 @@ class MatuRound:
         self.heads.add(f"head/{task}", weights.head, samples)
 
     def finish(self) -> State:
-        """Means of the tasks with holders, the others as they were; then transfer over all tasks seen."""
+        """Means of the tasks with holders, the others as they were; how similar all tasks seen are."""
         if not self.heads:
             return self.state
         state = {**self.state, **self.heads.values()}
-        for task, (mean, task_mask) in self.sums.by_task(torch.float32).items():
-            state[f"mean/{task}"], state[f"mask/{task}"] = mean, task_mask
-        seen = [task for task in self.method.problem.tasks if f"mean/{task}" in state]
-        c = self.method.settings
-        vectors = transfer_rows(
-            [state[f"mean/{task}"] for task in seen], [state[f"mask/{task}"] for task in seen],
-            top_k=c.top_k, threshold=c.similarity_threshold, rule=c.rule,
-        )  # fmt: skip
-        return state | {f"vector/{task}": vector for task, vector in zip(seen, vectors, strict=True)}
+        for task, (mean, agreement) in self.sums.by_task(torch.float32).items():
+            state[f"mean/{task}"], state[f"votes/{task}"] = mean, agreement.votes
+            state[f"holders/{task}"] = torch.tensor(agreement.holders)
+        seen = seen_tasks(state)
+        return state | {"similarity": similarity_of_rows([state[f"mean/{task}"] for task in seen])}

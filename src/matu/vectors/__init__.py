@@ -3,11 +3,12 @@
 from matu.vectors.accumulate import MeanAccumulator, RoundAccumulator, RoundMeans
 from matu.vectors.exact_sum import ExactSum
 from matu.vectors.layout import Layout
-from matu.vectors.transfer import RULES, similarity, transfer, transfer_rows
+from matu.vectors.transfer import RULES, Agreement, similarity, similarity_of_rows, transfer, transfer_rows
 from matu.vectors.unify import Unified, unify
 
 __all__ = [
     "RULES",
+    "Agreement",
     "ExactSum",
     "Layout",
     "MeanAccumulator",
@@ -15,6 +16,7 @@ __all__ = [
     "RoundMeans",
     "Unified",
     "similarity",
+    "similarity_of_rows",
     "transfer",
     "transfer_rows",
     "unify",

@@ -1,7 +1,7 @@
 """Votes and weighted sums of one round, folded in one update at a time."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from matu.vectors.checks import (
     require_shape,
 )
 from matu.vectors.exact_sum import MAX_TERMS, ExactSum, Term, require_term
+from matu.vectors.transfer import Agreement, vote_dtype
 from matu.vectors.unify import Unified
 
 # Larger counts would not be whole numbers in float64.
@@ -130,40 +131,54 @@ class RoundAccumulator:
         """Return task means and task masks of the updates so far, rounded to `dtype`; more may follow."""
         found = self.by_task(dtype)
         empty = torch.empty((0, self.dim), dtype=dtype, device=self._device)
-        vectors, task_masks = (torch.stack([row[i] for row in found.values()]) if found else empty for i in (0, 1))
+        vectors = torch.stack([mean for mean, _ in found.values()]) if found else empty
+        task_masks = torch.stack([agreement.mask(dtype) for _, agreement in found.values()]) if found else empty
         samples = tuple(self._samples[name] for name in found)
         return RoundMeans(tuple(found), vectors, task_masks, samples, tuple(map(self._holders, found)))
 
-    def by_task(self, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and task mask of every task with a holder, as `means` but each a tensor of its own, [d]."""
+    def by_task(self, dtype: torch.dtype = torch.float64) -> dict[str, tuple[Tensor, Agreement]]:
+        """Mean, [d], and agreement of every task with a holder, as `means` but each a tensor of its own."""
         found = {
             name: (
                 torch.empty(self.dim, dtype=dtype, device=self._device),
-                torch.empty(self.dim, dtype=dtype, device=self._device),
+                torch.empty(self.dim, dtype=vote_dtype(self._holders(name)), device=self._device),
             )
             for name in self.tasks if name in self._sums
         }  # fmt: skip
 
+        fills = [self._fill(name, mean, votes) for name, (mean, votes) in found.items()]
+
         def fill(at: slice) -> None:
-            for name, (mean, task_mask) in found.items():  # task by task in a block: what tasks share is read once
-                self._block_means(name, at, mean[at], task_mask[at])
+            for one in fills:  # task by task in a block: what tasks share is read once
+                one(at)
 
-        compile_ = compiled.pays(self.dim) and self._device.type == "cpu"
-        in_blocks(self.dim, fill, self._device, COMPILED_BLOCK if compile_ else BLOCK)
-        return found
+        in_blocks(self.dim, fill, self._device)
+        return {
+            name: (mean, Agreement(votes, self._holders(name), self.agreement_threshold))
+            for name, (mean, votes) in found.items()
+        }
 
-    def _block_means(self, name: str, at: slice, mean: Tensor, task_mask: Tensor) -> None:
+    def _fill(self, name: str, mean: Tensor, votes: Tensor) -> Callable[[slice], None]:
+        """What writes a block of a task's mean and votes."""
         total, waiting, holders = self._sums[name], self._waiting.get(name, []), self._holders(name)
-        compile_, digits = total.compiles(waiting), total.part(at, waiting)
-        values = digits.value(self._samples[name], compile_=compile_)
-        assert digits.signs is not None
-        if compile_:
-            compiled.agreement(digits.signs, holders, self.agreement_threshold, values, task_mask, mean)
-            return
-        agreement = digits.signs.double().abs_().div_(holders)
-        agreement.masked_fill_(agreement >= self.agreement_threshold, 1.0)
-        task_mask.copy_(agreement)
-        mean.copy_(values.mul_(agreement))
+        samples, threshold, compile_ = self._samples[name], self.agreement_threshold, total.compiles(waiting)
+        if compile_ and not total.folded:
+            whole = compiled.means(waiting, samples, threshold, votes, mean)
+            if whole:
+                return whole
+
+        def fill(at: slice) -> None:
+            digits = total.part(at, waiting)
+            values = digits.value(samples, compile_=compile_)
+            assert digits.signs is not None
+            if compile_:
+                compiled.agreement(digits.signs, holders, threshold, values, votes[at], mean[at])
+                return
+            votes[at] = digits.signs.abs_()
+            agreement = digits.signs.double().div_(holders)
+            mean[at] = values.mul_(agreement.masked_fill_(agreement >= threshold, 1.0))
+
+        return fill
 
     def __add__(self, other: "RoundAccumulator") -> "RoundAccumulator":
         """All updates of both, as if each had been added to one.

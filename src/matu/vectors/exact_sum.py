@@ -195,6 +195,11 @@ class ExactSum:
         copy.fold([term.at(at) for term in more], compile_=self.compiles(more))
         return copy
 
+    @property
+    def folded(self) -> bool:
+        """Whether terms have been folded in."""
+        return self._digits is not None
+
     def compiles(self, terms: Sequence[Term]) -> bool:
         """Whether compiled loops are there for these terms, and worth it."""
         return self._device.type == "cpu" and compiled.pays(self.dim, *(term.values for term in terms))

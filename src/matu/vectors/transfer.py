@@ -1,14 +1,60 @@
 """Similarity between tasks and the new task vectors that borrow from similar tasks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from matu.vectors.blocks import BLOCK, in_blocks
+from matu.vectors import compiled
+from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
 from matu.vectors.checks import require_count, require_finite, require_fraction, require_matrix, require_shape
 
 RULES = ("average", "half_sum", "literal", "off")
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """A task mask (Eq. 3) as the votes that it is made of: a byte a coordinate, up to 255 holders.
+
+    Attributes
+    ----------
+    votes : uint8 or int32 [d]
+        |Σ_n sgn(u_n)| over the task's holders.
+    holders : int
+        |N^t|, at least 1.
+    threshold : float
+        ρ, from 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        More votes than holders.
+    """
+
+    votes: Tensor
+    holders: int
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if int(self.votes.min()) < 0 or int(self.votes.max()) > self.holders:
+            raise ValueError(f"votes: {int(self.votes.min())} to {int(self.votes.max())} of {self.holders} holders")
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """The entry of the mask by number of votes, float64 [holders + 1]."""
+        shares = torch.arange(self.holders + 1, dtype=torch.float64, device=self.votes.device).div_(self.holders)
+        return shares.masked_fill_(shares >= self.threshold, 1.0)
+
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """The task mask as float."""
+        return self.levels.to(dtype)[self.votes.int()]
+
+
+def vote_dtype(holders: int) -> torch.dtype:
+    """What counts of so many votes are kept in."""
+    return torch.uint8 if holders < 256 else torch.int32
 
 
 def similarity(vectors: Tensor) -> Tensor:
@@ -32,10 +78,11 @@ def similarity(vectors: Tensor) -> Tensor:
     ValueError
         Wrong shape or dtype, or an entry that is not finite.
     """
-    return _similarity(list(require_matrix(vectors, "task vectors", "tasks")))
+    return similarity_of_rows(list(require_matrix(vectors, "task vectors", "tasks")))
 
 
-def _similarity(rows: Sequence[Tensor]) -> Tensor:
+def similarity_of_rows(rows: Sequence[Tensor]) -> Tensor:
+    """As `similarity`, of vectors that are tensors of their own, float [d] each; their entries are not checked."""
     dim, device = len(rows[0]), rows[0].device
     agreeing = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
     for start in range(0, dim, BLOCK):
@@ -92,53 +139,74 @@ def transfer(
     matrix = require_matrix(vectors, "task vectors", "tasks")
     masks = require_matrix(task_masks, "task masks", "tasks")
     require_shape(masks, tuple(matrix.shape), "task masks")
-    return torch.stack(transfer_rows(list(matrix), list(masks), top_k, threshold, rule))
+    low, high = (float(bound) for bound in torch.aminmax(masks))
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"task masks: from {low:.6g} to {high:.6g}, expected numbers from 0 to 1")
+    rows = list(matrix)
+    return torch.stack(transfer_rows(rows, list(masks), similarity_of_rows(rows), top_k, threshold, rule))
 
 
 def transfer_rows(
-    rows: Sequence[Tensor], task_masks: Sequence[Tensor], top_k: int = 3, threshold: float = 0.5, rule: str = "average"
-) -> list[Tensor]:
-    """As `transfer`, of vectors that are tensors of their own, each [d]; so is every result."""
-    for row, mask in zip(rows, task_masks, strict=True):
-        require_finite(row, "task vectors")
-        _require_mask(mask)
+    rows: Sequence[Tensor], task_masks: Sequence[Tensor | Agreement], similarities: Tensor,
+    top_k: int = 3, threshold: float = 0.5, rule: str = "average", *, wanted: Sequence[int] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """As `transfer`, of vectors that are tensors of their own, each [d], whose entries are not checked.
+
+    Parameters
+    ----------
+    rows, task_masks
+        By task.
+    similarities : float64 [T, T]
+        Of the rows.
+    wanted
+        Places of the tasks whose new vectors are asked for; None: all. One that borrows nothing may be the row itself.
+    """
     top_k = require_count(top_k, "top_k", 0)
     threshold = require_fraction(threshold, "threshold")
     if rule not in RULES:
         raise ValueError(f"rule: got {rule!r}, expected one of {', '.join(RULES)}")
-    if rule == "off":
-        return [row.clone() for row in rows]
-    shares = [_shares(row, t, top_k, threshold, rule) for t, row in enumerate(_similarity(rows).tolist())]
-    result = [torch.empty_like(row) for row in rows]
+    tasks = range(len(rows)) if wanted is None else wanted
+    shares = {t: _shares(similarities[t].tolist(), t, top_k, threshold, rule) for t in tasks}
+    result = {t: torch.empty_like(rows[t]) if others else rows[t] for t, (_, others) in shares.items()}
+
+    compile_ = compiled.pays(len(rows[0]), *rows)
 
     def borrow(at: slice) -> None:
-        means = [row[at].double() for row in rows]
-        for t, (own, others) in enumerate(shares):
-            if not others:
-                result[t][at] = rows[t][at]
-                continue
-            # One by one in the order of Z: a matrix product would add in an order of its own.
-            borrowed = torch.zeros_like(means[t])
-            for other, share in others:
-                borrowed.add_(means[other], alpha=share)
-            result[t][at] = borrowed.mul_(task_masks[t][at]).add_(means[t], alpha=own)
+        for t, (own, others) in shares.items():
+            if others:
+                _borrow(rows, task_masks[t], t, own, others, at, result[t][at], compile_=compile_)
 
-    in_blocks(len(rows[0]), borrow, rows[0].device)
-    for row in result if rule != "average" else ():  # an average lies between finite numbers
-        require_finite(row, f"new task vectors by rule {rule!r}, beyond the range of {row.dtype}")
-    return result
+    in_blocks(len(rows[0]), borrow, rows[0].device, COMPILED_BLOCK if compile_ else BLOCK)
+    for t, row in result.items() if rule != "average" else ():  # an average lies between finite numbers
+        if row is not rows[t]:
+            require_finite(row, f"new task vectors by rule {rule!r}, beyond the range of {row.dtype}")
+    return [result[t] for t in tasks]
 
 
-def _require_mask(mask: Tensor) -> None:
-    low, high = (float(bound) for bound in torch.aminmax(mask))
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"task masks: from {low:.6g} to {high:.6g}, expected numbers from 0 to 1")
+def _borrow(
+    rows: Sequence[Tensor], mask: Tensor | Agreement, task: int, own: float, others: list[tuple[int, float]],
+    at: slice, out: Tensor, *, compile_: bool,
+) -> None:  # fmt: skip
+    """own · τ̂ + m̂ ⊙ Σ share · τ̂', in some coordinates, in float64."""
+    votes, levels = (mask, None) if isinstance(mask, Tensor) else (mask.votes, mask.levels.to(out.dtype).double())
+    if compile_:
+        there = [rows[t][at] for t, _ in others]
+        compiled.borrow(rows[task][at], there, [share for _, share in others], own, votes[at], levels, out)
+        return
+    # One by one in the order of Z: a matrix product would add in an order of its own, and a fused one rounds once.
+    borrowed = torch.zeros(out.shape, dtype=torch.float64, device=out.device)
+    for t, share in others:
+        borrowed += rows[t][at].double() * share
+    borrowed *= votes[at] if levels is None else levels[votes[at].int()]
+    out.copy_(borrowed.add_(rows[task][at].double() * own))
 
 
 def _shares(
     similarities: list[float], task: int, top_k: int, threshold: float, rule: str
 ) -> tuple[float, list[tuple[int, float]]]:
     """Weight of a task's own mean, and (task, weight) of what it borrows, most similar first."""
+    if rule == "off":
+        return 1.0, []
     others = [t for t, s in enumerate(similarities) if t != task and s > threshold]
     others = sorted(others, key=lambda t: -similarities[t])[:top_k]
     # Weights carry the halves and the division, so that an average of finite numbers cannot overflow.

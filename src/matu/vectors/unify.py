@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from matu.vectors import compiled
-from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
+from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, DEVICE_BLOCK, in_blocks
 from matu.vectors.checks import require_matrix
 
 
@@ -122,8 +122,8 @@ def _rescalers(vectors: Tensor, vector: Tensor, masks: Tensor) -> Tensor:
     """Σ|τ^t| / Σ|m^t ⊙ τ| for each task, 0 where the denominator is 0, float [k]."""
     ratios = []
     for row, mask in zip(vectors, masks, strict=True):
-        mass, mass_exponent = _mass(row)
-        kept, kept_exponent = _mass(torch.where(mask, vector, 0))
+        mass, mass_exponent = _mass(row, None)
+        kept, kept_exponent = _mass(vector, mask)
         ratios.append(mass / kept * 2.0 ** (mass_exponent - kept_exponent) if kept else 0.0)
     rescalers = vectors.new_tensor(ratios)
     for i in torch.nonzero(~torch.isfinite(rescalers))[:, 0].tolist():
@@ -131,11 +131,20 @@ def _rescalers(vectors: Tensor, vector: Tensor, masks: Tensor) -> Tensor:
     return rescalers
 
 
-def _mass(values: Tensor) -> tuple[float, int]:
-    """Σ|x| as a float64 and an exponent of two, which is 0 unless the plain sum overflows."""
+def _mass(values: Tensor, mask: Tensor | None) -> tuple[float, int]:
+    """Σ|x| where the mask allows, as a float64 and an exponent of two, which is 0 unless the plain sum overflows."""
     for exponent in (0, 64):
-        scaled = values * 2.0**-exponent if exponent else values
-        mass = float(torch.linalg.vector_norm(scaled, ord=1, dtype=torch.float64))
+        mass = _block_sums(values, mask, 2.0**-exponent)
         if math.isfinite(mass):
             break
     return mass, exponent
+
+
+def _block_sums(values: Tensor, mask: Tensor | None, scale: float) -> float:
+    """Block by block: nothing as long as the vector is made."""
+    sums = []
+    for start in range(0, len(values), DEVICE_BLOCK):
+        at = slice(start, start + DEVICE_BLOCK)
+        kept = values[at] if mask is None else torch.where(mask[at], values[at], 0)
+        sums.append(float(torch.linalg.vector_norm(kept if scale == 1 else kept * scale, ord=1, dtype=torch.float64)))
+    return sum(sums)

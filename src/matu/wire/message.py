@@ -17,7 +17,7 @@ from torch import Tensor
 
 from matu.errors import DataError
 from matu.wire.header import Header, read_header, write_header
-from matu.wire.masks import Held, read_masks, write_masks
+from matu.wire.masks import Form, Held, read_masks, write_masks
 from matu.wire.numbers import EXACT, Code, Numbers, read_numbers, write_numbers
 from matu.wire.parts import Kind, Part
 from matu.wire.streams import Reader
@@ -80,8 +80,7 @@ def encode(
     body: list[bytes | memoryview] = [write_header(header), _COUNT.pack(len(parts))]
     for code, data in chunks:
         body += [_PART.pack(code, len(data)), data]
-    whole = b"".join(body)
-    return whole + _checksum(whole)
+    return b"".join([*body, _checksum(body)])
 
 
 def arrived(
@@ -117,7 +116,7 @@ class Envelope:
 
     def __init__(self, payload: bytes) -> None:
         body, check = memoryview(payload)[:-CHECKSUM_BYTES], payload[-CHECKSUM_BYTES:]
-        if _checksum(body) != check:
+        if _checksum([body]) != check:
             raise DataError(f"message: {len(payload)} bytes whose checksum is another: cut off, or changed on the way")
         reader = Reader(body)
         self.header: Header = read_header(reader)
@@ -128,6 +127,11 @@ class Envelope:
             self._chunks.append((code, reader.take(length)))
         reader.end()
         self._bytes = len(payload)
+
+    def needs_held(self, parts: Sequence[Part]) -> bool:
+        """Whether some part can be read only beside what both ends hold."""
+        kinds = zip(parts, self._matched(parts), strict=True)
+        return any(code == (Form.FLIPS if part.kind == Kind.MASKS else Code.CHANGE) for part, (code, _) in kinds)
 
     def tensors(self, parts: Sequence[Part], held: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The tensors by name: float32 of finite numbers, and bool masks.
@@ -195,8 +199,11 @@ def _opened(parts: Sequence[Part], chunks: Sequence[Chunk], held: Mapping[str, T
     return {name: torch.from_numpy(values) for name, values in read.items()}
 
 
-def _checksum(body: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(body, digest_size=CHECKSUM_BYTES).digest()
+def _checksum(body: Sequence[bytes | memoryview]) -> bytes:
+    digest = hashlib.blake2b(digest_size=CHECKSUM_BYTES)
+    for part in body:
+        digest.update(part)
+    return digest.digest()
 
 
 def _checked(parts: Sequence[Part], tensors: Mapping[str, Tensor], kind: str) -> dict[str, np.ndarray]:
@@ -238,7 +245,7 @@ def _check_ranges(parts: Sequence[Part], values: Mapping[str, np.ndarray], kind:
 def _write(
     part: Part, values: np.ndarray, codecs: Codecs, read: Mapping[str, np.ndarray], held: Mapping[str, Tensor],
     draw: np.random.Generator | None,
-) -> tuple[int, bytes]:  # fmt: skip
+) -> Chunk:  # fmt: skip
     if part.kind == Kind.MASKS:
         return write_masks(values, coded=codecs.coded_masks, vector=read[part.of], held=_held_masks(part, held))
     if part.kind == Kind.RESCALERS:

@@ -80,8 +80,8 @@ EXACT = Numbers("float32")
 
 def write_numbers(
     values: np.ndarray, codec: Numbers, held: np.ndarray | None, draw: np.random.Generator | None
-) -> tuple[Code, bytes]:
-    """float32 [n] as bytes.
+) -> tuple[Code, bytes | memoryview]:
+    """float32 [n] as bytes; without a copy where they are what lies in memory.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def write_numbers(
         Rounds up or down by chance, so that the mean is right; None: to the nearest.
     """
     if codec.name == "float32":
-        return Code.FLOAT32, values.astype("<f4", copy=False).tobytes()
+        return Code.FLOAT32, values.astype("<f4", copy=False).view(np.uint8).data
     if codec.name == "bfloat16":
         return Code.BFLOAT16, _to_bfloat16(values).tobytes()
     factor = 0.0

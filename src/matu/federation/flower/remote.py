@@ -81,19 +81,19 @@ class FlowerRemote:
         nodes = {name: node for node, name in self.names.items()}
         for site in sorted(set(payloads) - set(nodes)):
             yield site, Failure("gone", "not there")
-        sent = {nodes[site]: payloads[site] for site in payloads if site in nodes}
-        pending = self._push(question, sent)
+        asked = {node for site, node in nodes.items() if site in payloads}
+        pending = self._push(question, {nodes[site]: payload for site, payload in payloads.items() if site in nodes})
         sites, answered, began = dict(self.names), 0, time.monotonic()
-        for node in sorted(set(sent) - set(pending.values())):
+        for node in sorted(asked - set(pending.values())):
             yield sites[node], Failure("gone", "Flower took no message for its node")
         while pending:
-            replies = list(self._replies(pending))
-            for node, answer in replies:
+            before = len(pending)
+            for node, answer in self._replies(pending):
                 answered += not isinstance(answer, Failure)
                 yield sites[node], answer
             if self.deadline_s and answered >= self.min_sites and time.monotonic() - began >= self.deadline_s:
                 break
-            if pending and not replies:
+            if len(pending) == before:
                 time.sleep(self.poll_s)
         for node in sorted(pending.values()):
             yield sites[node], Failure("late", f"no answer in {self.deadline_s:g} s")
@@ -113,9 +113,9 @@ class FlowerRemote:
 
     def _replies(self, pending: dict[str, int]) -> Iterator[tuple[int, bytes | Failure]]:
         """What has arrived, taken out of `pending`. Flower's own errors name no sender: the question does."""
-        if not pending:
-            return
-        for message in list(self.grid.pull_messages(list(pending))):
+        messages = list(self.grid.pull_messages(list(pending))) if pending else []
+        while messages:
+            message = messages.pop(0)  # the list would keep it until all are read
             node = pending.pop(message.metadata.reply_to_message_id, None)
             if node is not None:
                 yield node, _answer(message)
