@@ -45,3 +45,19 @@ def test_a_family_loads_and_trains_at_any_size_its_patches_divide(family: str, t
         assert features.shape == (2, model.backbone.features)
         (features * torch.randn(features.shape)).sum().backward()
         assert model.parameters.grad.any()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch_has_the_features_of_its_images_one_by_one(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    FAMILIES[family]().save_pretrained(tmp_path)
+    model = AdaptedModel(
+        load_backbone(str(tmp_path), image_size=16), rank=2, alpha=3.0, targets=("query", "key", "value"),
+        adapter_seed=0, device=torch.device("cpu"), low_precision=False,
+    )  # fmt: skip
+    images = torch.randint(0, 256, (5, 16, 16, 3), dtype=torch.uint8)
+    vectors = torch.randn(5, model.dim)
+    mixed = model.mixed_features(images, lambda at: (model.start + vectors)[:, at])
+    for image, vector, found in zip(images, vectors, mixed, strict=True):
+        model.load(vector)
+        torch.testing.assert_close(found, model.features(image[None])[0].detach(), rtol=1e-4, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from matu.models import AdaptedModel, load_backbone
-from matu.models.fused_lora import fuse
+from matu.models.fused_lora import FusedLora, fuse
 from world import SIZE
 
 
@@ -74,3 +74,37 @@ def test_nothing_of_a_forward_is_held_after_it(tiny_vit: Path) -> None:
     model = adapted(tiny_vit)
     model.features(torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8))
     assert all(group._input is None and not group._outputs for group in model._fused)
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["together", "each alone"])
+def test_matrices_of_each_samples_own(tiny_vit: Path, together: bool) -> None:
+    model = adapted(tiny_vit, targets=("query", "value", "fc1"))
+    if not together:
+        model._apart = [FusedLora([layer]) for group in model._fused for layer in group.layers]
+        model._fused = []
+    images = torch.randint(0, 256, (4, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    vectors = torch.randn(4, model.dim, generator=torch.Generator().manual_seed(1)) / 4
+    mixed = model.mixed_features(images, lambda at: (model.start + vectors)[:, at])
+    for i in range(4):
+        model.load(vectors[i])
+        torch.testing.assert_close(mixed[i], model.features(images[i : i + 1])[0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_after_a_mixed_batch_that_failed_the_model_is_as_before(tiny_vit: Path) -> None:
+    model = adapted(tiny_vit)
+    images = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    before = model.features(images).detach()
+
+    def fails(at: slice) -> Tensor:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        model.mixed_features(images, fails)
+    assert torch.equal(model.features(images).detach(), before)
+
+
+def test_frozen_weights_lie_in_memory_once(tiny_vit: Path) -> None:
+    for group in adapted(tiny_vit)._fused:
+        inside = group.weight.untyped_storage()
+        for layer in group.layers:
+            assert layer.base_layer.weight.untyped_storage().data_ptr() == inside.data_ptr()  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matu.errors import ConfigError
 from matu.models.backbone import Backbone
-from matu.models.fused_lora import FusedLora, fuse
+from matu.models.fused_lora import FusedLora, fuse, lora_layers
 from matu.vectors import Layout
 
 # The words of the papers, and what the attention projections are called in one library or another.
@@ -86,10 +86,13 @@ class AdaptedModel:
         self._tie(trained)
         self._encoder = _Encoder(backbone)
         self._fused: list[FusedLora] = []
+        self._apart: list[FusedLora] = []
         self._mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1) * 255
         blank = torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8)
         self._fused = fuse(self.model, lambda: self.features(blank))
+        together = {id(layer) for group in self._fused for layer in group.layers}
+        self._apart = [FusedLora([layer]) for layer in lora_layers(self.model) if id(layer) not in together]
         self.compute_together(True)
 
     def compute_together(self, fused: bool) -> None:
@@ -109,7 +112,7 @@ class AdaptedModel:
         """Free all weights and keep what describes them (layout, fingerprint, backbone): a server trains nothing."""
         self.backbone = replace(self.backbone, module=nn.Identity())
         self.model = self.backbone.module
-        self.start, self.parameters, self._fused = torch.zeros(0), nn.Parameter(torch.zeros(0)), []
+        self.start, self.parameters, self._fused, self._apart = torch.zeros(0), nn.Parameter(torch.zeros(0)), [], []
         self._encoder = _Encoder(self.backbone)
 
     @property
@@ -130,6 +133,31 @@ class AdaptedModel:
         """Image features: uint8 [n, size, size, 3] -> [n, features]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
             return self.backbone.encode(self._normalised(images))
+
+    def mixed_features(self, images: Tensor, adapters: Callable[[slice], Tensor]) -> Tensor:
+        """Image features where every image has an adapter of its own, in one forward pass without gradients.
+
+        Parameters
+        ----------
+        images
+            uint8 [n, size, size, 3].
+        adapters
+            Gives a range of the n adapters' flat vectors (start + task vector): slice -> float [n, its length].
+        """
+
+        def own(matrix: Tensor) -> Tensor:
+            first = matrix.storage_offset()  # it is a view of the flat vector
+            return adapters(slice(first, first + matrix.numel())).view(-1, *matrix.shape)
+
+        for group in (*self._fused, *self._apart):
+            group.attach(own)
+        try:
+            with torch.inference_mode():
+                return self.features(images)
+        finally:
+            for group in self._apart:
+                group.detach()
+            self.compute_together(True)
 
     def linearised_features(self, images: Tensor) -> Tensor:
         """f(φ₀) + J(φ₀)(φ − φ₀): features linear in the adapter, by one forward-mode product.

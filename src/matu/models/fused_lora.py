@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Own = Callable[[Tensor], Tensor]
+"""From a LoRA matrix to one of its shape for every sample of a batch, [n, …]."""
+
 
 class _FusedLora(torch.autograd.Function):
     """y_i = x W_iᵀ + b_i + s (x A_iᵀ) B_iᵀ for layers i of one input, W and b frozen.
@@ -69,13 +72,17 @@ class FusedLora:
         bases: list[Any] = [layer.base_layer for layer in layers]
         self.weight = torch.cat([base.weight.detach() for base in bases])
         self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases])
+        for base, part in zip(bases, self.weight.split([base.out_features for base in bases]), strict=True):
+            base.weight.data = part  # the frozen weights lie in memory once
         first: Any = layers[0]
         self.scale = float(first.scaling["default"])
+        self._own: Own | None = None
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
 
-    def attach(self) -> None:
-        """Replace the layers' forward."""
+    def attach(self, own: Own | None = None) -> None:
+        """Replace the layers' forward; with `own`, every sample of a batch has matrices of its own (no gradients)."""
+        self._own, self._input, self._outputs = own, None, {}
         for number, layer in enumerate(self.layers):
             layer.forward = self._forward_of(number)
 
@@ -83,21 +90,42 @@ class FusedLora:
         """Give the layers PEFT's forward back."""
         for layer in self.layers:
             layer.__dict__.pop("forward", None)
-        self._input, self._outputs = None, {}
+        self._own, self._input, self._outputs = None, None, {}
 
     def _forward_of(self, number: int) -> Any:
         def forward(x: Tensor) -> Tensor:
             if x is not self._input or number not in self._outputs:
-                a = [layer.lora_A["default"].weight for layer in self.layers]  # type: ignore[index, union-attr]
-                b = [layer.lora_B["default"].weight for layer in self.layers]  # type: ignore[index, union-attr]
-                found = _FusedLora.apply(x, self.weight, self.bias, self.scale, *a, *b)
-                self._input, self._outputs = x, dict(enumerate(found))
+                self._input, self._outputs = x, dict(enumerate(self._compute(x)))
             output = self._outputs.pop(number)
             if not self._outputs:
                 self._input = None  # nothing is held for longer than it is needed
             return output
 
         return forward
+
+    def _compute(self, x: Tensor) -> Sequence[Tensor]:
+        """The outputs of all layers."""
+        a = [layer.lora_A["default"].weight for layer in self.layers]  # type: ignore[index, union-attr]
+        b = [layer.lora_B["default"].weight for layer in self.layers]  # type: ignore[index, union-attr]
+        if self._own is None:
+            return _FusedLora.apply(x, self.weight, self.bias, self.scale, *a, *b)
+        dtype = self.weight.dtype
+        return self._per_sample(x, [self._own(m).to(dtype) for m in a], [self._own(m).to(dtype) for m in b])
+
+    def _per_sample(self, x: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The same with A_i [n, r, in] and B_i [n, out, r]; samples lie one behind the other in x."""
+        rows = x.reshape(len(a[0]), -1, x.shape[-1]).to(self.weight.dtype)
+        y = nn.functional.linear(rows, self.weight, self.bias)
+        inner = torch.bmm(rows, torch.cat(list(a), dim=1).mT).split([m.shape[1] for m in a], dim=-1)
+        parts = y.split([m.shape[1] for m in b], dim=-1)
+        for part, one, matrices in zip(parts, inner, b, strict=True):
+            part.baddbmm_(one, matrices.mT, alpha=self.scale)
+        return [part.reshape(*x.shape[:-1], -1) for part in parts]
+
+
+def lora_layers(model: nn.Module) -> list[nn.Module]:
+    """PEFT's LoRA layers in a model."""
+    return [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
 
 
 def fuse(model: nn.Module, forward: Callable[[], object]) -> list[FusedLora]:
@@ -119,8 +147,7 @@ def fuse(model: nn.Module, forward: Callable[[], object]) -> list[FusedLora]:
         base: Any = module.base_layer
         groups.setdefault((id(x), base.bias is None), []).append(module)
 
-    layers = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
-    hooks = [layer.register_forward_pre_hook(see) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(see) for layer in lora_layers(model)]
     try:
         with torch.no_grad():
             forward()
