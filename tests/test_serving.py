@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -96,6 +97,16 @@ def test_a_switch_loads_the_bits_of_the_modulated_vector(vit: str, request: pyte
         assert served.task == task
 
 
+def test_masks_may_come_packed(odd_vit: Path) -> None:
+    model = adapted(odd_vit, rank=1)
+    tensors = artifact(model)
+    packed = [np.packbits(row.numpy(), bitorder="little") for row in tensors["masks"]]
+    images = noise(2)
+    expected = ManyTaskModel(model, tensors, TASKS).predict_mixed(images, ["birds", "mosses"])
+    served = ManyTaskModel(model, tensors | {"masks": torch.from_numpy(np.stack(packed))}, TASKS)
+    assert all(map(torch.equal, served.predict_mixed(images, ["birds", "mosses"]), expected))
+
+
 def test_a_mixed_batch_leaves_the_loaded_task(tiny_vit: Path) -> None:
     model = adapted(tiny_vit)
     served = ManyTaskModel(model, artifact(model), TASKS)
@@ -175,13 +186,14 @@ def test_images_of_another_form_are_told(tiny_vit: Path, images: Tensor) -> None
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"vector": torch.zeros(7)}, r"vector: \[7\], expected \[576\]"),
-        ({"masks": torch.zeros(3, 576, dtype=torch.bool)}, r"masks: \[3, 576\], expected \[4, 576\]"),
-        ({"masks": torch.zeros(4, 576)}, "masks: torch.float32, expected torch.bool"),
-        ({"rescalers": torch.ones(4, dtype=torch.bool)}, "rescalers: torch.bool, expected numbers"),
-        ({"rescalers": torch.ones(4, 1)}, r"rescalers: \[4, 1\], expected \[4\]"),
-        ({"head/flowers": torch.zeros(3, 16)}, r"head/flowers: \[3, 16\], expected \[classes, 17\]"),
-        ({"head/mosses": None}, "head/mosses: missing; there are head/beetles"),
+        ({"vector": torch.zeros(7)}, r"vector: torch.float32 \[7\], expected float \[576\]"),
+        ({"masks": torch.zeros(3, 576, dtype=torch.bool)}, r"masks: .* \[3, 576\], expected .* \[4, 576\]"),
+        ({"masks": torch.zeros(4, 71, dtype=torch.uint8)}, r"masks: .* \[4, 71\], expected .* \[4, 72\]"),
+        ({"masks": torch.zeros(4, 576)}, "masks: torch.float32 .*, expected bool or packed in uint8"),
+        ({"rescalers": torch.ones(4, dtype=torch.bool)}, "rescalers: torch.bool .*, expected float"),
+        ({"rescalers": torch.ones(4, 1)}, r"rescalers: .* \[4, 1\], expected float \[4\]"),
+        ({"head/flowers": torch.zeros(3, 16)}, r"head/flowers: .* \[3, 16\], expected float \[classes, 17\]"),
+        ({"head/mosses": None, "vector": None}, "vector, head/mosses: missing; there are head/beetles"),
     ],
 )
 def test_tensors_that_do_not_fit_are_told(tiny_vit: Path, change: Mapping[str, Tensor | None], says: str) -> None:

@@ -25,8 +25,8 @@ class ManyTaskModel:
     model
         The backbone with its adapter, as in training. From now on it is this object's: its parameters change.
     tensors
-        `vector` float [d], `masks` bool [T, d], `rescalers` float [T], `head/<task>` float [classes, features + 1],
-        as `load_artifact` gives them.
+        `vector` float [d], `masks` bool [T, d] or packed (uint8 [T, ⌈d/8⌉], lowest bit first), `rescalers` float [T],
+        `head/<task>` float [classes, features + 1].
     tasks
         Names of the tasks, in the order of the rows.
 
@@ -43,7 +43,7 @@ class ManyTaskModel:
         device = model.device
         self._vector = tensors["vector"].to(device, torch.float32)
         self._rescalers = tensors["rescalers"].to(device, torch.float32)
-        self._masks = torch.from_numpy(np.packbits(tensors["masks"].numpy(), axis=1, bitorder="little")).to(device)
+        self._masks = _packed(tensors["masks"]).to(device)
         self._heads = {task: tensors[f"head/{task}"].to(device, torch.float32) for task in tasks}
         self._bits = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(device, torch.float32)
         self._task: str | None = None
@@ -153,17 +153,28 @@ class ManyTaskModel:
             )
 
 
+def _packed(masks: Tensor) -> Tensor:
+    """Masks as uint8 [T, ⌈d/8⌉], lowest bit first."""
+    if masks.dtype == torch.uint8:
+        return masks
+    return torch.from_numpy(np.packbits(masks.numpy(), axis=1, bitorder="little"))
+
+
 def _check(model: AdaptedModel, tensors: Mapping[str, Tensor], tasks: Sequence[str]) -> None:
-    count, width = len(tasks), model.backbone.features + 1
+    count, dim, width = len(tasks), model.dim, model.backbone.features + 1
     if not count or len(set(tasks)) < count:
         raise DataError(f"tasks: {', '.join(tasks) or 'none'}; expected one or more, each once")
-    expected = {"vector": (model.dim,), "masks": (count, model.dim), "rescalers": (count,)}
-    for name in (*expected, *(f"head/{task}" for task in tasks)):
-        if name not in tensors:
-            raise DataError(f"{name}: missing; there are {', '.join(sorted(tensors))}")
-        found = tuple(tensors[name].shape)
-        if found != expected.get(name, (found[0] if found else 0, width)):
-            right = expected.get(name, ("classes", width))
-            raise DataError(f"{name}: {list(found)}, expected [{', '.join(map(str, right))}]")
-        if (tensors[name].dtype == torch.bool) != (name == "masks"):
-            raise DataError(f"{name}: {tensors[name].dtype}, expected {'torch.bool' if name == 'masks' else 'numbers'}")
+    heads = [f"head/{task}" for task in tasks]
+    missing = [name for name in ("vector", "masks", "rescalers", *heads) if name not in tensors]
+    if missing:
+        raise DataError(f"{', '.join(missing)}: missing; there are {', '.join(sorted(tensors))}")
+    bits, numbers = (torch.bool, torch.uint8), (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    packed = tensors["masks"].dtype == torch.uint8
+    wanted = {"vector": [dim], "masks": [count, -(-dim // 8) if packed else dim], "rescalers": [count]}
+    for name in ("vector", "masks", "rescalers", *heads):
+        found = tensors[name]
+        shape = wanted.get(name, [*found.shape[:1], width])
+        if list(found.shape) != shape or found.dtype not in (bits if name == "masks" else numbers):
+            kind = "bool or packed in uint8" if name == "masks" else "float"
+            right = f"[classes, {width}]" if name in heads else str(shape)
+            raise DataError(f"{name}: {found.dtype} {list(found.shape)}, expected {kind} {right}")
