@@ -145,10 +145,11 @@ class Trainer:
         for first in range(0, len(images), batch_size):
             chunk = np.array(images[first : first + batch_size])  # a copy: the cache is read-only
             with torch.inference_mode(not self.objective.linearised):  # which has no forward-mode derivatives
-                parts.append(logits(self.features(chunk), head).cpu())
+                parts.append(logits(self.features(chunk), head))
+        found = torch.cat(parts).cpu()  # at the end: a GPU is not waited for after every batch
         self.clock.evaluate_images += len(images)
         self.clock.evaluate_s += time.perf_counter() - began
-        return torch.cat(parts)
+        return found
 
     def accuracy(self, weights: Weights, split: Split, indices: np.ndarray | None = None) -> float:
         """Share of a split's images (or those at `indices`) that get their label."""
@@ -184,7 +185,10 @@ class Fit:
         self._start = [self.model.parameters.detach().clone(), self.head.detach().clone()]
         c = trainer.config
         self.trained = [self.model.parameters, self.head]
-        self.optimiser = torch.optim.AdamW(self.trained, lr=c.learning_rate, weight_decay=c.weight_decay)
+        on_gpu = self.model.device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(
+            self.trained, lr=c.learning_rate, weight_decay=c.weight_decay, fused=on_gpu or None
+        )
         self._log_shares: Tensor | None = None
         if labels is not None and (c.balanced or trainer.objective.balanced):
             counts = torch.from_numpy(np.bincount(labels, minlength=len(start.head)))
@@ -200,7 +204,7 @@ class Fit:
         """One step on the images at `batch`."""
         began = time.perf_counter()
         features = self.trainer.features(split.images[batch])
-        labels = torch.from_numpy(split.labels[batch]).to(self.model.device)
+        labels = torch.from_numpy(split.labels[batch]).to(self.model.device, non_blocking=True)  # no wait for a GPU
         found = logits(features, self.head)
         loss = nn.functional.cross_entropy(found if self._log_shares is None else found + self._log_shares, labels)
         self.model.parameters.grad.zero_()  # type: ignore[union-attr]  # the LoRA matrices' gradients are views of it
