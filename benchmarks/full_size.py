@@ -9,7 +9,8 @@ of noise, so nothing is learnt and memory is bounded. The first round warms up a
 of a round by what they go to, training images a second, the share of the stated peak that matrix products reach, and
 what 100 rounds with Table 2's evaluations would take. --compile gives the backbone to torch.compile (`reduce-overhead`
 is CUDA graphs); where it fails, the run says so and goes on without. --profile leaves a trace of ten training steps for
-Perfetto, and a table of what they spend their time on.
+Perfetto, and a table of what they spend their time on. No result from a GPU is in benchmarks/records yet: the script
+has been tried out with --tiny on a CPU.
 """
 
 from __future__ import annotations

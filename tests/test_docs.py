@@ -130,3 +130,28 @@ def _state(run: Path) -> Mapping[str, torch.Tensor]:
 def test_every_method_is_described() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", METHODS, re.MULTILINE)
     assert sorted(rows) == list(method_names())
+
+
+SERVING = (Path(__file__).parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+
+
+def test_an_artifact_is_served_as_shown(
+    garden: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(garden / "data/flowers/test/bar-1/008.png", garden / "photo.jpg")
+    shutil.copy(garden / "data/birds/test/bar-3/024.png", garden / "other.jpg")
+    monkeypatch.chdir(garden)
+    (code,) = re.findall(r"```python\n(.*?)```", SERVING, re.DOTALL)
+    shown: dict[str, Any] = {}
+    exec(code, shown)
+    asked = [
+        (image, task) for task in result["accuracy"] for image in sorted((garden / "data" / task).glob("test/*/*"))
+    ]
+    asked = [*asked[::2], *asked[1::2]]  # the tasks in turns
+    labels = shown["classify"](asked)
+    for task, found in result["accuracy"].items():
+        mine = [label == image.parent.name for label, (image, of) in zip(labels, asked, strict=True) if of == task]
+        assert sum(mine) / len(mine) == found["artifact"] > 1.5 * result["tasks"][task]["chance"]
+    assert capsys.readouterr().out.strip() == str(
+        shown["classify"]([(Path("photo.jpg"), "flowers"), (Path("other.jpg"), "birds")])
+    )
