@@ -15,7 +15,7 @@ AXIS = {"settings": (("two", {"tasks_per_client": 2}), ("four", {"tasks_per_clie
 def drawn(monkeypatch):
     """The figures themselves, in place of files."""
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: kept.append(figure) or [path])
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure) or [path])
     return kept
 
 
@@ -138,23 +138,3 @@ def test_colours_do_not_depend_on_who_else_is_drawn():
     colours = [figures._look(many, method)["color"] for method in METHODS]
     assert len(set(colours)) == len(METHODS) - 1
     assert figures._line(many, "ties")["linestyle"] != figures._line(many, "ties keep=0.1")["linestyle"]
-
-
-def test_similar_tasks_stand_together(drawn, tmp_path):
-    matrix = [[1.0, 0.5, 0.8], [0.5, 1.0, 0.6], [0.8, 0.6, 1.0]]
-    figures.similarity_map(["a", "b", "c"], matrix, [1, 0, 1], tmp_path / "a")
-    axes = drawn[0].axes[0]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "a", "c"]
-    np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 0.5, 0.6], [0.5, 1, 0.8], [0.6, 0.8, 1]])
-    assert [(square.get_x(), square.get_width()) for square in axes.patches] == [(-0.5, 1), (0.5, 2)]
-    assert [text.get_text() for text in axes.texts][:3] == ["1.00", "0.50", "0.60"]
-
-
-@pytest.mark.parametrize(("count", "numbers"), [(1, 1), (12, 144), (13, 0)])
-def test_large_maps_have_no_numbers(drawn, tmp_path, count, numbers):
-    figures.similarity_map([str(i) for i in range(count)], np.eye(count), [0] * count, tmp_path / "a")
-    assert len(drawn[0].axes[0].texts) == numbers
-
-
-def test_no_tasks_no_map(tmp_path):
-    assert figures.similarity_map([], np.zeros((0, 0)), [], tmp_path / "a") == []

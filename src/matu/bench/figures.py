@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import ArrayLike
 
 from matu.bench.report import Results, is_reference, label
+from matu.plotting import STYLE, save
 
 # Okabe and Ito's colours, and Tol's where those run out; related methods are near, markers tell them apart.
 _LOOKS = {
@@ -27,14 +27,6 @@ _LOOKS = {
 }  # fmt: skip
 _OURS = ("matu", "matu_plus")
 _SPARE = (("#4B4B8F", "h"), ("#7A7A7A", "d"), ("#B07AA1", "8"))
-_STYLE: Any = {
-    "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888",
-    "axes.labelcolor": "#222222", "axes.axisbelow": True, "axes.grid": True, "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8, "xtick.color": "#444444", "ytick.color": "#444444", "legend.frameon": False,
-    "figure.facecolor": "white", "savefig.facecolor": "white", "svg.hashsalt": "matu",
-    "figure.constrained_layout.h_pad": 0.1, "figure.constrained_layout.w_pad": 0.08,
-}  # fmt: skip
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
@@ -49,7 +41,7 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
     return drawn
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def accuracy_over_rounds(results: Results, path: Path) -> list[Path]:
     """Mean accuracy by round, a panel a setting: the mean over seeds, with a band from the lowest to the highest."""
     curves = {s: c for s in results["settings"] if (c := _curves(results, s))}
@@ -74,10 +66,10 @@ def accuracy_over_rounds(results: Results, path: Path) -> list[Path]:
         axes.set_xlim(left=0)
     panels[0].set_ylabel("mean test accuracy in %")
     _legend(figure, results, shown)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def normalised_by_task(results: Results, path: Path) -> list[Path]:
     """Accuracy over Individual's by task, a panel a setting; the tasks Individual finds hardest at the bottom."""
     points = {s: p for s in results["settings"] if (p := _ratios(results, s))}
@@ -98,10 +90,10 @@ def normalised_by_task(results: Results, path: Path) -> list[Path]:
     for axes in panels:
         axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     _legend(figure, results, {"individual"}.union(*points.values()), _dots)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
     """Mean accuracy against what a client sends and gets in a round, with the standard deviation over seeds."""
     points: dict[str, dict[str, tuple[float, dict[str, float | None]]]] = {}
@@ -131,10 +123,10 @@ def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
         axes.set(title=setting, xlabel="MB a client sends and gets in a round")
     panels[0].set_ylabel("mean test accuracy in %")
     _legend(figure, results, set().union(*points.values()), _dots)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def against_axis(results: Results, path: Path) -> list[Path]:
     """MB of a round and normalised accuracy, against the number that the settings differ in."""
     bytes_ = _against(results, "round_bytes", unit=1e-6)
@@ -155,10 +147,10 @@ def against_axis(results: Results, path: Path) -> list[Path]:
     if shares:
         panels[1].axhline(100, **_line(results, "individual"))
     _legend(figure, results, {*bytes_, *shares} | ({"individual"} if shares else set()))
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@rc_context(_STYLE)
+@rc_context(STYLE)
 def normalised_by_setting(results: Results, path: Path) -> list[Path]:
     """Accuracy over Individual's, a group of bars a setting, with the standard deviation over seeds."""
     settings = [s for s in results["settings"] if s in results["summary"]]
@@ -186,42 +178,7 @@ def normalised_by_setting(results: Results, path: Path) -> list[Path]:
     handles = [Patch(**_bar(results, m), label=label(m)) for m in methods]
     alone = Line2D([], [], **_line(results, "individual"), label=label("individual"))
     figure.legend(handles=[alone, *handles], loc="outside right upper")
-    return _save(figure, path)
-
-
-@rc_context(_STYLE)
-def similarity_map(names: Sequence[str], matrix: ArrayLike, clusters: Sequence[int], path: Path) -> list[Path]:
-    """Heat map of task similarity; `clusters` numbers each task's cluster, tasks are ordered by it, borders drawn."""
-    if not len(names):
-        return []
-    order = sorted(range(len(names)), key=lambda i: clusters[i])
-    values = np.asarray(matrix, dtype=float)[np.ix_(order, order)]
-    others = values[~np.eye(len(order), dtype=bool)]  # the diagonal is 1 and would use up the colours
-    low, high = (others.min(), others.max()) if others.size and np.ptp(others) > 0 else (0.0, 1.0)
-    side = 2.6 + 0.42 * len(order)
-    figure = Figure(figsize=(side + 0.6, side), layout="compressed")
-    axes = figure.subplots()
-    image = axes.imshow(values, cmap="Blues", vmin=low, vmax=high)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_xticks(range(len(order)), [names[i] for i in order], rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(order)), [names[i] for i in order])
-    figure.colorbar(image, ax=axes, label="similarity", shrink=0.7, extend="max")
-    if len(order) <= 12:
-        _write_numbers(axes, values, low + 0.6 * (high - low))
-    sizes = np.unique([clusters[i] for i in order], return_counts=True)[1]
-    for start, size in zip(np.cumsum(sizes) - sizes, sizes, strict=True):
-        square = Rectangle((start - 0.5, start - 0.5), size, size, fill=False, edgecolor="#D55E00", linewidth=2.5)
-        square.set_clip_on(False)
-        axes.add_patch(square)
-    return _save(figure, path)
-
-
-def _write_numbers(axes: Axes, values: np.ndarray, middle: float) -> None:
-    for (row, column), value in np.ndenumerate(values):
-        colour = "white" if value > middle else "#222222"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    return save(figure, path)
 
 
 def _panels(count: int, *, width: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
@@ -338,11 +295,3 @@ def _read(results: Results, setting: str, method: str, *keys: str) -> Any:
     for key in (setting, method, *keys):
         value = value.get(key) if value else None
     return value
-
-
-def _save(figure: Figure, path: Path) -> list[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = (path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg"))
-    figure.savefig(png, dpi=160, bbox_inches="tight", metadata={"Software": None})
-    figure.savefig(svg, bbox_inches="tight", metadata={"Date": None})
-    return [png, svg]

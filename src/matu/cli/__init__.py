@@ -16,6 +16,7 @@ matu: many-task federated fine-tuning with one unified task vector
   matu run      run a federation in this process, from start to table
   matu simulate the same with virtual sites that train side by side, over Flower on Ray
   matu compare  run several methods side by side: tuned alike, tables and figures
+  matu relate   measure which tasks are alike: five measures, correlations, clusters, figures
   matu tasks    list and check tasks: classes, counts, a contact sheet
   matu methods  list the methods and their options
   matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
@@ -30,6 +31,7 @@ COMMANDS = {
     **dict.fromkeys(("run", "simulate"), "matu.cli.run"),
     **dict.fromkeys(("compare",), "matu.cli.compare"),
     **dict.fromkeys(("tasks", "methods", "bits"), "matu.cli.show"),
+    **dict.fromkeys(("relate",), "matu.cli.relate"),
     **dict.fromkeys(("certs", "server", "site"), "matu.cli.sites"),
 }
 """By command, the module that is loaded when it is called; it has a function of that name."""

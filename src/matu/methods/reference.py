@@ -86,13 +86,21 @@ def budget_steps(config: RunConfig, samples: int, holders: int) -> int:
 def training_facts(trainer: Trainer, config: RunConfig) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """What every training's numbers depend on, beside its data and its steps: the model, and how it is trained."""
     t = config.training
-    how = (t.batch_size, t.learning_rate, t.weight_decay, t.gradient_clip, config.machine, torch.__version__)
+    how: tuple[Any, ...] = (t.batch_size, t.learning_rate, t.weight_decay, t.gradient_clip)
+    if t.balanced:
+        how += ("balanced",)
+    how += (config.machine, torch.__version__)
     return (trainer.model.fingerprint, config.tasks.image_size), how
+
+
+def place(folder: Path, facts: tuple[Any, ...], suffix: str) -> Path:
+    """The file of a folder that holds what these facts lead to."""
+    return folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.{suffix}"
 
 
 def remembered(folder: Path, facts: tuple[Any, ...], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What the folder holds for these facts; computed and kept if it holds nothing that can be read."""
-    path = folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    path = place(folder, facts, "json")
     try:
         known = json.loads(path.read_text())
         if isinstance(known, dict):

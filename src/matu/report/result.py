@@ -46,7 +46,7 @@ def build_result(
         "method": method_name(f.method),
         "options": list(f.options),
         "seed": config.machine.seed,
-        "tasks": {name: _task(task) for name, task in tasks.items()},
+        "tasks": {name: about_task(task) for name, task in tasks.items()},
         "backbone": {"name": backbone.name, "sha256": backbone.digest},
         "rounds": progress.round,
         "accuracy": accuracy,
@@ -68,7 +68,7 @@ def build_result(
             "reference": sum(one.seconds for one in reference.values() if one) if reference else None,
         },
         "images_per_second": totals.images / totals.training_s if totals.training_s else None,
-        "config": _config(config, tasks, backbone.name),
+        "config": shown_config(config, tasks, backbone.name),
         "versions": versions(),
     }  # fmt: skip
 
@@ -91,14 +91,15 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in names} | {"python": platform.python_version()}
 
 
-def _task(task: Task) -> dict[str, Any]:
+def about_task(task: Task) -> dict[str, Any]:
+    """Sizes of a task, and where it came from."""
     return {
         "classes": len(task.classes), "train": len(task.train.labels), "test": len(task.test.labels),
         "chance": 1 / len(task.classes), "source": task.source, "sha256": task.digest, "skipped": task.skipped,
     }  # fmt: skip
 
 
-def _config(config: RunConfig, tasks: Mapping[str, Task], backbone: str) -> dict[str, Any]:
+def shown_config(config: RunConfig, tasks: Mapping[str, Task], backbone: str) -> dict[str, Any]:
     """The configuration, with sources and names where the run's own may be paths."""
     table = dataclasses.asdict(config)
     table["tasks"]["tasks"] = [task.source for task in tasks.values()]

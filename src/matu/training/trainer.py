@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -136,16 +136,23 @@ class Trainer:
             return self.model.linearised_features(pixels).float()
         return self.model.features(pixels).float()
 
-    @torch.no_grad()
     def predict_as_is(self, head: Tensor, images: np.ndarray, *, batch_size: int = 250) -> Tensor:
         """Logits, float32 [n, classes], of uint8 images [n, size, size, 3], with the adapter as it stands."""
-        began = time.perf_counter()
         head = head.to(self.model.device)
+        return self._read(images, batch_size, lambda features: logits(features, head))
+
+    def features_as_is(self, images: np.ndarray, *, batch_size: int = 250) -> Tensor:
+        """As `features`, of any number of images, on the CPU and without gradients, with the adapter as it stands."""
+        return self._read(images, batch_size, lambda features: features)
+
+    @torch.no_grad()
+    def _read(self, images: np.ndarray, batch_size: int, of: Callable[[Tensor], Tensor]) -> Tensor:
+        began = time.perf_counter()
         parts = []
         for first in range(0, len(images), batch_size):
             chunk = np.array(images[first : first + batch_size])  # a copy: the cache is read-only
             with torch.inference_mode(not self.objective.linearised):  # which has no forward-mode derivatives
-                parts.append(logits(self.features(chunk), head))
+                parts.append(of(self.features(chunk)))
         found = torch.cat(parts).cpu()  # at the end: a GPU is not waited for after every batch
         self.clock.evaluate_images += len(images)
         self.clock.evaluate_s += time.perf_counter() - began
