@@ -1,10 +1,11 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from matu.config import FederationConfig, RunConfig, TrainingConfig
 from matu.methods.individual import individual
-from matu.methods.reference import budget_steps
+from matu.methods.reference import budget_steps, training_facts
 from matu.training import TrainingError
 from world import tiny_task, tiny_trainer
 
@@ -90,3 +91,9 @@ def test_a_damaged_cache_entry_is_made_again(tiny_vit: Path, tmp_path: Path) -> 
     assert first is not None
     assert again is not None
     assert (again.budget, again.plateau) == (first.budget, first.plateau)
+
+
+def test_balanced_training_is_remembered_by_itself(tiny_vit: Path) -> None:
+    trainer, config = tiny_trainer(tiny_vit), spend(1)
+    balanced = dataclasses.replace(config, training=dataclasses.replace(config.training, balanced=True))
+    assert training_facts(trainer, balanced) != training_facts(trainer, config)

@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from scipy.cluster.hierarchy import dendrogram
 
 from matu.plotting import STYLE, save
@@ -30,8 +31,8 @@ def similarities(
     Colours run from the lowest to the highest pair of each measure; clusters are framed.
     """
     leaves = order(merges)
-    side = 1.6 + 0.36 * len(names)
-    figure = Figure(figsize=(3 * side + 1.5, 2 * side + 0.9), layout="constrained")
+    side = 1.1 + 0.36 * len(names)
+    figure = Figure(figsize=(3 * side + 2.2, 2 * side + 0.3), layout="constrained")
     panels = figure.subplots(2, 3)
     for (measure, values), axes in zip(matrices.items(), panels.flat, strict=False):
         _heat_map(axes, [names[i] for i in leaves], values[np.ix_(leaves, leaves)], reverse=measure == "wte")
@@ -105,6 +106,7 @@ def correlations(matrices: Mapping[str, np.ndarray], found: Mapping[str, Any], p
         values = -matrices[other] if other == "wte" else matrices[other]
         axes.plot(matrices["sign"][pairs], values[pairs], "o", color="#0072B2", markeredgecolor="white", markersize=6)
         axes.set_title(f"{_title(other)}: r {_number(found['pearson']['sign'][other])}")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel("sign similarity" if other in others[2:] else "")
     _correlation_map(right.subplots(), list(matrices), found)
     return save(figure, path)
@@ -120,7 +122,7 @@ def _correlation_map(axes: Axes, names: Sequence[str], found: Mapping[str, Any])
     axes.set_yticks(range(len(names)), [_title(name) for name in names])
     for (row, column), value in np.ndenumerate(values):
         p = found["mantel_p"][names[row]][names[column]]
-        text = _number(found["pearson"][names[row]][names[column]]) + ("" if p is None else f"\np {p:.3g}")
+        text = _number(found["pearson"][names[row]][names[column]]) + ("" if p is None else f"\np {p:.2g}")
         colour = "white" if abs(value) > 0.7 else _INK
         axes.text(column, row, text, ha="center", va="center", fontsize=10, color=colour)
     axes.set_title(f"Pearson's r over {found['pairs']} pairs, Mantel's p")

@@ -32,10 +32,11 @@ def correlations(matrices: Mapping[str, np.ndarray], draw: np.random.Generator) 
     """
     names, tasks = list(matrices), len(next(iter(matrices.values())))
     renamed = np.array([draw.permutation(tasks) for _ in range(PERMUTATIONS)])
-    found = {
-        (one, other): mantel(matrices[one], matrices[other], renamed) if one != other else (1.0, None)
-        for one in names for other in names
-    }  # fmt: skip
+    found: dict[tuple[str, str], tuple[float | None, float | None]] = {}
+    for i, one in enumerate(names):
+        found[one, one] = 1.0, None
+        for other in names[i + 1 :]:
+            found[one, other] = found[other, one] = mantel(matrices[one], matrices[other], renamed)
     pearson, chance = ({one: {other: found[one, other][k] for other in names} for one in names} for k in (0, 1))
     pairs = tasks * (tasks - 1) // 2
     return {"pairs": pairs, "permutations": PERMUTATIONS, "pearson": pearson, "mantel_p": chance}

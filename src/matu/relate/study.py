@@ -109,6 +109,7 @@ def relate(config: RunConfig, study: Study, out: Path, roots: Roots, tell: Tell)
     found = {
         "tasks": {task.name: about_task(task) for task in tasks},
         "backbone": {"name": trainer.model.backbone.name, "sha256": trainer.model.backbone.digest},
+        "dim": trainer.model.dim,
         "seed": config.machine.seed,
         **dataclasses.asdict(study),
         "fisher_images": FISHER_IMAGES,

@@ -41,4 +41,4 @@ def print_relatedness(found: Mapping[str, Any], out: Path) -> None:
 
 
 def _cell(r: float | None, p: float | None) -> str:
-    return "-" if r is None else f"{r:.2f}" + ("" if p is None else f" ({p:.3g})")
+    return "-" if r is None else f"{r:.2f}" + ("" if p is None else f" ({p:.2g})")
