@@ -132,6 +132,18 @@ def test_a_task_is_trained_once(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_e_tran_as_released_is_another_class_score(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain: dict[str, Any] = {}
+    released: dict[str, Any] = {}
+    for found, words in ((plain, ()), (released, ("--e-tran-as-released",))):
+        assert call("--json", *words) == 0
+        found.update(json.loads(capsys.readouterr().out))
+    assert released["e_tran_as_released"] is True
+    assert [m for m in MEASURES if plain["metrics"][m] != released["metrics"][m]] == ["e_tran"]
+    assert plain["e_tran_parts"]["energy"] == released["e_tran_parts"]["energy"]
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_damaged_adapter_is_trained_again(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--json") == 0
     whole = json.loads(capsys.readouterr().out)
