@@ -123,7 +123,7 @@ def _correlation_map(axes: Axes, names: Sequence[str], found: Mapping[str, Any])
     for (row, column), value in np.ndenumerate(values):
         p = found["mantel_p"][names[row]][names[column]]
         text = _number(found["pearson"][names[row]][names[column]]) + ("" if p is None else f"\np {p:.2g}")
-        colour = "white" if abs(value) > 0.7 else _INK
+        colour = "white" if abs(value) > 0.6 else _INK
         axes.text(column, row, text, ha="center", va="center", fontsize=10, color=colour)
     axes.set_title(f"Pearson's r over {found['pairs']} pairs, Mantel's p")
     axes.figure.colorbar(image, ax=axes, shrink=0.7, aspect=24, pad=0.02).outline.set_visible(False)
