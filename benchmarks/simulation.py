@@ -165,10 +165,10 @@ def main() -> None:
                 record["images"] = images
             check(name, folder, images)
             record["programs"][name] = row(*found, images)
-            print(table(record), flush=True)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "simulation.json").write_text(json.dumps(record, indent=1) + "\n")
+            print(table(record), end="\n\n", flush=True)
+            if args.out:
+                args.out.mkdir(parents=True, exist_ok=True)
+                (args.out / "simulation.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def trained(settings: dict[str, Any], clients: list[str]) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from matu.config import MachineConfig, ModelConfig, RunConfig, TasksConfig
 from matu.tasks import Split
 from matu.training import Trainer, Weights, build_trainer, prepare_machine
+from watch import processor
 
 
 def main() -> None:
@@ -68,15 +68,6 @@ def train(trainer: Trainer, split: Split, form: str, steps: int) -> tuple[torch.
     began = time.process_time()
     trained, _ = trainer.train(weights, split, np.arange(len(split.labels)), np.random.default_rng(0), steps=steps)
     return trained.vector, time.process_time() - began
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import psutil
 import tomli_w
 
 from matu.federation.flower.certificates import make_certificates
+from watch import processor
 
 MATU = [sys.executable, "-m", "matu"]
 SITES = {"client-0": ["digits", "signs"], "client-1": ["letters_sans", "landcover"],
@@ -106,7 +107,7 @@ def main() -> None:
             "real sites": deployed(folder, args.rounds),
         }
     found |= {
-        "machine": platform.platform(), "processor": cpu(), "cores": psutil.cpu_count(), "flwr": version("flwr"),
+        "machine": platform.platform(), "processor": processor(), "cores": psutil.cpu_count(), "flwr": version("flwr"),
         "date": time.strftime("%Y-%m-%d"), "load_after": psutil.getloadavg()[0],
     }  # fmt: skip
     text = json.dumps(found, indent=1)
@@ -114,11 +115,6 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text + "\n")
-
-
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from typing import Any
 
 import psutil
 
-from training_step import processor
-
 EVERY_S = 0.1
 SHARES_EVERY = 20
 """Proportional memory is read so many times less often: the kernel walks every page for it."""
@@ -90,6 +88,15 @@ def watch(
     if len(found.line_s) < until or (process.returncode and not until):
         raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}\n{log.read_text()[-3000:]}")
     return found
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
 
 
 def machine() -> dict[str, Any]:
