@@ -33,11 +33,13 @@ from matu.methods import Local, Problem
 from matu.methods.matu import Matu
 from matu.training import Weights
 from matu.vectors import Layout
+from matu.vectors.accumulate import WAITING_BYTES
 from matu.wire import Envelope, Header, encode
 from server_round import updates
 from watch import machine
 
 CLASSES, FEATURES = 10, 192
+SUM_BYTES = 21
 ROUNDS = 3
 
 
@@ -52,8 +54,10 @@ class Point:
 
 
 FIT = [Point(200_000, 8, 3, 4), Point(200_000, 8, 3, 12), Point(200_000, 8, 1, 12), Point(200_000, 32, 3, 4),
-       Point(200_000, 64, 1, 4), Point(400_000, 16, 2, 6)]  # fmt: skip
+       Point(200_000, 64, 1, 4), Point(400_000, 16, 2, 6), Point(400_000, 4, 2, 60)]  # fmt: skip
 CHECK = [Point(900_000, 8, 3, 12), Point(200_000, 100, 3, 20), Point(1_800_000, 12, 3, 6)]
+PAPER = Point(39_976_960, 100, 3, 1000)
+"""LoRA of rank 16 on all linear layers of a 7 B model (32 blocks, width 4,096, inner 11,008); 1,000 of 10^6 clients."""
 SMALL = [Point(2_000, 4, 2, 3), Point(2_000, 8, 2, 3), Point(4_000, 4, 2, 3), Point(2_000, 4, 2, 6)]
 
 
@@ -135,27 +139,49 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def terms(point: Point) -> dict[str, list[float]]:
-    """What each cost is a sum of, in 10^6: its constants are what is fitted."""
+TERMS = {
+    "seconds": ("s k d", "T d", "T² d", "s"), "grew_mb": ("T d", "T' d", "W", "1"),
+    "up_kb": ("d", "k d", "k"), "down_kb": ("d", "k d", "k"), "disk_mb": ("T d", "T"),
+}  # fmt: skip
+"""What each cost is a sum of. T': tasks with a holder this round; W: bytes of updates that wait, and of the sums."""
+
+
+def values(point: Point) -> dict[str, float]:
+    """The terms: d in 10^6, s and k in 10^3 where they stand alone, W in 10^6 bytes."""
     d, T, k, s = point.d / 1e6, point.T, point.k, point.s
-    several = k if k > 1 else 0  # one task alone needs no mask
+    held = min(T, s * k)
+    waiting, most = s * (4 + k), WAITING_BYTES * held  # bytes a coordinate: float32 and masks
+    folded = waiting if waiting <= most else most + SUM_BYTES * held
     return {
-        "seconds": [s * k * d, T * d, T * T * d, s / 1e3], "grew_mb": [T * d, s * d],
-        "up_kb": [d, several * d, k * 1e-3], "down_kb": [d, several * d, k * 1e-3], "disk_mb": [T * d, T * 1e-3],
+        "s k d": s * k * d, "T d": T * d, "T² d": T * T * d, "T' d": held * d, "W": folded * d, "d": d,
+        "k d": k * d if k > 1 else 0, "s": s / 1e3, "k": k / 1e3, "T": T / 1e3, "1": 1,
     }  # fmt: skip
 
 
-NAMES = {
-    "seconds": ["s k d", "T d", "T² d", "s"], "grew_mb": ["T d", "s d"], "up_kb": ["d", "k d (k > 1)", "k"],
-    "down_kb": ["d", "k d (k > 1)", "k"], "disk_mb": ["T d", "T"],
-}  # fmt: skip
+def row(point: Point, cost: str) -> list[float]:
+    return [values(point)[term] for term in TERMS[cost]]
 
 
 def fit(points: list[Point], found: list[dict[str, float]], cost: str) -> list[float]:
     """Constants, none below 0, that leave the least relative errors."""
     measured = np.array([one[cost] for one in found])
-    matrix = np.array([terms(point)[cost] for point in points])
+    matrix = np.array([row(point, cost) for point in points])
     return [float(c) for c in nnls(matrix / measured[:, None], np.ones(len(points)))[0]]
+
+
+def model(fitted: dict[Point, dict[str, float]], checked: dict[Point, dict[str, float]]) -> dict[str, Any]:
+    """Constants, what they say of rounds that they were not fitted on, and what they say on paper."""
+    record: dict[str, Any] = {"fitted_on": [asdict(p) | one for p, one in fitted.items()], "constants": {}}
+    record |= {"checked_on": [asdict(p) for p in checked], "on_paper": asdict(PAPER)}
+    for cost, names in TERMS.items():
+        constants = fit(list(fitted), list(fitted.values()), cost)
+        record["constants"][cost] = dict(zip(names, constants, strict=True))
+        print(f"{cost:8} = " + " + ".join(f"{c:.4g} {name}" for c, name in zip(constants, names, strict=True)))
+        for told, (point, one) in zip(record["checked_on"], checked.items(), strict=True):
+            told[cost] = {"measured": one[cost], "predicted": float(np.dot(row(point, cost), constants))}
+            print(f"    {point}: predicted {told[cost]['predicted']:.4g}, measured {one[cost]:.4g}")
+        record["on_paper"][cost] = float(np.dot(row(PAPER, cost), constants))
+    return record
 
 
 def fold(numbers: list[int], clients: int, tasks: int, dim: int, out: Path | None) -> RoundAccumulator:
@@ -209,19 +235,7 @@ def main() -> None:
     where = machine()
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         found = pool.map(measure, [*fitted, *checked], chunksize=1)
-    known, new = found[: len(fitted)], found[len(fitted) :]
-    record: dict[str, Any] = {
-        "constants": {},
-        "fitted_on": [asdict(p) | one for p, one in zip(fitted, known, strict=True)],
-    }
-    record["checked"] = [asdict(point) for point in checked]
-    for cost in NAMES:
-        constants = fit(fitted, known, cost)
-        record["constants"][cost] = dict(zip(NAMES[cost], constants, strict=True))
-        print(f"{cost:8} = " + " + ".join(f"{c:.4g} {n}" for c, n in zip(constants, NAMES[cost], strict=True)))
-        for row, point, one in zip(record["checked"], checked, new, strict=True):
-            row[cost] = {"measured": one[cost], "predicted": float(np.dot(terms(point)[cost], constants))}
-            print(f"    {point}: predicted {row[cost]['predicted']:.4g}, measured {one[cost]:.4g}")
+    record = model(dict(zip(fitted, found, strict=False)), dict(zip(checked, found[len(fitted) :], strict=True)))
     record["tree"] = tree(8, 4, 5_000) if args.small else tree(16, 8, 884_736)
     print(json.dumps(record["tree"]))
     if args.out:
