@@ -63,9 +63,10 @@ def test_a_command_that_fails_is_told_with_what_it_said(script: Any, tmp_path: P
 def test_constants_of_the_cost_model_are_found_again(script: Any) -> None:
     model = script("cost_model")
     truth = {"seconds": [0.2, 0.05, 1e-4, 3.0], "grew_mb": [30.0, 17.0, 1.0, 190.0]}
+    points = model.FIT + model.MANY_HOLDERS
     for cost, constants in truth.items():
-        found = [{cost: float(np.dot(model.row(point, cost), constants))} for point in model.FIT]
-        assert model.fit(model.FIT, found, cost) == pytest.approx(constants, rel=1e-6)
+        found = [{cost: float(np.dot(model.row(point, cost), constants))} for point in points]
+        assert model.fit(points, found, cost) == pytest.approx(constants, rel=1e-6)
 
 
 def test_the_cost_model_measures_the_real_server(script: Any) -> None:
