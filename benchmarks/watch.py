@@ -61,29 +61,29 @@ def watch(
     until
         Lines after which it is stopped; 0: never.
     """
-    found, used, look = Watched(), dict[int, float](), 0
+    found, used, looks = Watched(), dict[int, float](), 0
     began = time.perf_counter()
     with open(log, "wb") as said:
         process = psutil.Popen(list(words), stdout=said, stderr=said, env=environment, cwd=folder)
-        while process.poll() is None:
-            tree = [process, *_children(process)]
-            resident = sum(_of(one, lambda p: p.memory_info().rss) for one in tree) / 1e6
-            used |= {one.pid: _of(one, lambda p: sum(p.cpu_times()[:2])) or used.get(one.pid, 0.0) for one in tree}
-            found.peak_rss_mb = max(found.peak_rss_mb, resident)
-            if look % SHARES_EVERY == 0:
-                shares = sum(_of(one, lambda p: p.memory_full_info().pss) for one in tree) / 1e6
-                found.peak_pss_mb = max(found.peak_pss_mb, shares)
-            count = lines.read_bytes().count(b"\n") if lines.is_file() else 0
-            while len(found.line_s) < count:
-                found.line_s.append(time.perf_counter() - began)
-                found.line_rss_mb.append(resident)
-                found.line_processor_s.append(sum(used.values()))
-            if until and count >= until:
-                process.terminate()
-                process.wait()
-                break
-            look += 1
-            time.sleep(EVERY_S)
+        try:
+            while process.poll() is None and not 0 < until <= len(found.line_s):
+                tree = _tree(process)
+                resident = _sum(tree, lambda p: p.memory_info().rss) / 1e6
+                found.peak_rss_mb = max(found.peak_rss_mb, resident)
+                if looks % SHARES_EVERY == 0:
+                    found.peak_pss_mb = max(found.peak_pss_mb, _sum(tree, lambda p: p.memory_full_info().pss) / 1e6)
+                used |= {one.pid: _sum([one], lambda p: sum(p.cpu_times()[:2])) or used.get(one.pid, 0) for one in tree}
+                for _ in range(_lines(lines) - len(found.line_s)):
+                    found.line_s.append(time.perf_counter() - began)
+                    found.line_rss_mb.append(resident)
+                    found.line_processor_s.append(sum(used.values()))
+                looks += 1
+                time.sleep(EVERY_S)
+        finally:  # also when this process is stopped: nothing goes on behind it
+            for one in _tree(process):
+                with contextlib.suppress(psutil.Error):
+                    one.terminate()
+            process.wait()
     found.wall_s, found.processor_s = time.perf_counter() - began, sum(used.values())
     if len(found.line_s) < until or (process.returncode and not until):
         raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}\n{log.read_text()[-3000:]}")
@@ -108,15 +108,22 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    """A process with all below it; none where it has just ended."""
     try:
-        return process.children(recursive=True)
+        return [process, *process.children(recursive=True)]
     except psutil.Error:
         return []
 
 
-def _of(process: psutil.Process, read: Callable[[psutil.Process], float]) -> float:
-    """A number about a process; 0 where it has just ended."""
-    with contextlib.suppress(psutil.Error):
-        return read(process)
-    return 0.0
+def _sum(processes: Sequence[psutil.Process], read: Callable[[psutil.Process], float]) -> float:
+    """A number about processes; 0 for one that has just ended."""
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            total += read(process)
+    return total

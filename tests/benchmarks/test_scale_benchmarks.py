@@ -15,6 +15,9 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from matu.training import Weights
+from world import tiny_task, tiny_trainer
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -134,6 +137,38 @@ def test_the_rival_averages_adapters_over_all_and_heads_over_holders(
     }  # fmt: skip
     assert metrics["images"] == 80
     assert json.loads((tmp_path / "rounds.jsonl").read_text()) == {"round": 1, "images": 80}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft, of transformers
+def test_the_rivals_train_as_we_do(script: Any, tiny_vit: Path, tmp_path: Path) -> None:
+    """From the same start, on the same images in whole batches: the same adapter and head."""
+    plain, task = script("plain_peft"), tiny_task("left")
+    trainer = tiny_trainer(tiny_vit, batch_size=1000)
+    ours = trainer.model
+    np.save(tmp_path / "left-train-images.npy", task.train.images)
+    np.save(tmp_path / "left-train-labels.npy", task.train.labels)
+    world = {
+        "backbone": str(tiny_vit), "mean": ours.backbone.mean, "std": ours.backbone.std, "rank": 4, "alpha": 4.0,
+        "learning_rate": trainer.config.learning_rate, "batch_size": 1000, "epochs": 4, "classes": {"left": 3},
+        "gradient_clip": trainer.config.gradient_clip,
+    }  # fmt: skip
+    model = plain.get_model(world, "left")
+    theirs = {name.partition("vit.")[2]: p for name, p in model.named_parameters() if "lora_" in name}
+    start = ours.layout.unflatten(ours.start)
+    assert set(theirs) == set(start)
+    with torch.no_grad():
+        for name, parameter in theirs.items():
+            parameter.copy_(start[name])
+    plain.train(model, plain.Images(tmp_path, world, "left", "train"), world, bf16=False)
+    begin = Weights(torch.zeros(ours.dim), torch.zeros(3, ours.backbone.features + 1))
+    indices = np.arange(len(task.train.labels))
+    trained, _ = trainer.train(begin, task.train, indices, np.random.default_rng(0), epochs=4)
+    assert trained.vector.abs().max() > 0.01
+    moved = ours.layout.flatten({name: (theirs[name] - start[name]).detach() for name in theirs})
+    last = model.base_model.model.classifier.modules_to_save["default"]
+    head = torch.column_stack([last.weight, last.bias]).detach()
+    for one, other in ((moved, trained.vector), (head, trained.head)):  # AdamW makes whole steps of rounding errors
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.998
 
 
 def test_equal_work_is_checked_by_what_a_rival_says(script: Any, tmp_path: Path) -> None:
