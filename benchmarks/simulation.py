@@ -114,7 +114,8 @@ def row(watched: Watched, result: dict[str, Any], images: list[int]) -> dict[str
     accuracy = result["accuracy"]
     return {
         "wall_s": round(watched.wall_s, 1), "processor_s": round(watched.processor_s, 1),
-        "first_round_s": round(ends[0], 1), "round_s": round(statistics.median(between), 2) if between else None,
+        "first_round_s": round(ends[0], 1), "first_round_processor_s": round(watched.line_processor_s[0], 1),
+        "round_s": round(statistics.median(between), 2) if between else None,
         "images_per_s": round(sum(images) / ends[-1], 1),
         "images_per_s_after_first": round(sum(images[1:]) / (ends[-1] - ends[0]), 1) if between else None,
         "images_per_processor_s": round(sum(images) / watched.processor_s, 1),
@@ -126,7 +127,7 @@ def row(watched: Watched, result: dict[str, Any], images: list[int]) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="two rounds, 100 training and 40 test images a task")
+    parser.add_argument("--small", action="store_true", help="two rounds, 300 training and 40 test images a task")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--max-train", type=int)
     parser.add_argument("--max-test", type=int)

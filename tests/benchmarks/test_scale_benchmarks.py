@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +87,13 @@ def test_the_tree_of_four_processes_agrees_with_one(script: Any) -> None:
     found = script("cost_model").tree(clients=8, tasks=3, dim=1000)
     assert found["equal_to_the_last_bit"]
     assert found["bytes_of_sums_a_task_and_coordinate"] == pytest.approx(21, rel=0.1)
+
+
+def test_the_tree_runs_as_the_documentation_shows_it() -> None:
+    page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)  # type: ignore[index]
+    assert names["whole"].means().tasks == ()
 
 
 def test_every_point_of_the_scale_benchmark_can_be_dealt(script: Any) -> None:
