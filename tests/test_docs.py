@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from matu.artifact import load_artifact
+from matu.cli import run_command
 from matu.config import (
     EvaluationConfig,
     FederationConfig,
@@ -28,7 +31,9 @@ from matu.roots import Roots
 from matu.simulate import simulate
 from world import save_image_folder, tiny_task
 
-PAGE = (Path(__file__).parents[1] / "docs" / "results-explained.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "results-explained.md").read_text(encoding="utf-8")
+ARTIFACT = (DOCS / "artifact.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +67,37 @@ def test_the_artifact_is_used_as_shown(
     photo = garden / "data/flowers/test/bar-1/008.png"
     shutil.copy(photo, garden / "photo.jpg")
     monkeypatch.chdir(garden)
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", ARTIFACT, re.DOTALL)
     shown: dict[str, Any] = {}
     exec(code, shown)
-    assert capsys.readouterr().out.strip() == shown["classify"](photo, "flowers")
+    name, label, _, other, share = capsys.readouterr().out.split()
+    assert (name, label, other) == ("photo.jpg", *(label for label, _ in shown["found"].top))
+    assert share == f"{shown['found'].top[1][1]:.3f}"
     for task, found in result["accuracy"].items():
         images = sorted((garden / "data" / task / "test").glob("*/*"))
-        right = [shown["classify"](image, task) == image.parent.name for image in images]
+        said = shown["predict"](shown["artifact"], shown["trainer"], task, images)
+        right = [one.label == one.image.parent.name for one in said]
         assert sum(right) / len(right) == found["artifact"] > 1.5 * result["tasks"][task]["chance"]
+
+
+def test_the_commands_of_the_artifact_work_as_shown(
+    garden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(garden)
+    monkeypatch.setenv("MATU_MODELS", str(garden / "models"))
+    monkeypatch.setenv("MATU_CACHE", str(garden / "cache"))
+    shutil.copy(garden / "data/flowers/test/bar-1/008.png", garden / "photo.jpg")
+    for task in ("birds", "flowers"):
+        (garden / task).symlink_to(garden / "data" / task)
+    block = ARTIFACT.split("```")[1]
+    lines = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
+    assert [words[:2] for words in lines] == [
+        ["matu", command] for command in ("inspect", "predict", "evaluate", "export", "forget")
+    ]
+    for words in lines:
+        assert run_command(words[1:]) == 0, capsys.readouterr().err
+    assert (garden / "adapters/birds/adapter_model.safetensors").is_file()
+    assert load_artifact(garden / "without-birds").tasks == ("flowers",)
 
 
 def test_clients_with_all_tasks_are_delivered_the_artifact(result: dict[str, Any]) -> None:
@@ -100,7 +128,7 @@ def test_every_key_is_explained(garden: Path, result: dict[str, Any]) -> None:
         assert keys(written, *(["accuracy"] if "accuracy" in written else [])) <= section("metrics.jsonl")
 
 
-METHODS = (Path(__file__).parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+METHODS = (DOCS / "methods.md").read_text(encoding="utf-8")
 
 
 def test_a_method_of_ones_own_is_one_file(tmp_path: Path, garden: Path) -> None:

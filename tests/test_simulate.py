@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import matu.simulate as simulate_module
 from matu.artifact import load_artifact
@@ -28,8 +27,6 @@ from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import simulate
 from matu.tasks import load_tasks
-from matu.training import Weights, build_trainer
-from matu.vectors import Unified
 
 QUIET = Display(quiet=True)
 
@@ -93,8 +90,8 @@ def test_the_config_left_behind_runs_again_to_the_same_numbers(tiny_vit: Path, r
     assert written.machine.precision in ("float32", "bfloat16")
     again = simulate(written, tmp_path / "b", roots, QUIET)
     assert without_times(again) == without_times(first)
-    assert (tmp_path / "a/artifact/unified.safetensors").read_bytes() == (
-        tmp_path / "b/artifact/unified.safetensors"
+    assert (tmp_path / "a/artifact/artifact.safetensors").read_bytes() == (
+        tmp_path / "b/artifact/artifact.safetensors"
     ).read_bytes()
 
 
@@ -104,18 +101,23 @@ def test_another_seed_is_another_run(tiny_vit: Path, roots: Roots, tmp_path: Pat
     assert first["clients"] != second["clients"] or first["accuracy"] != second["accuracy"]
 
 
-def test_the_artifact_on_disk_gives_the_artifact_accuracy(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
-    config = small(tiny_vit)
+@pytest.mark.parametrize(("method", "form"), [("matu", "unified"), ("matu_plus", "separate")])
+def test_the_artifact_on_disk_gives_the_artifact_accuracy(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, method: str, form: str
+) -> None:
+    config = small(tiny_vit, method=method)
     result = simulate(config, tmp_path / "run", roots, QUIET)
-    tensors, note = load_artifact(tmp_path / "run" / "artifact")
-    trainer = build_trainer(config, None, torch.device("cpu"), "float32")
-    assert note["adapter"]["fingerprint"] == trainer.model.fingerprint
-    unified = Unified(tensors["vector"], tensors["masks"], tensors["rescalers"])
+    artifact = load_artifact(tmp_path / "run")
+    assert artifact.note["form"] == form
+    trainer = artifact.trainer(models_root=tiny_vit.parent)
     tasks = load_tasks(config.tasks.tasks, image_size=8, data_root=roots.data, cache_dir=roots.cache)
-    for i, task in enumerate(tasks):
-        assert note["tasks"][task.name]["classes"] == list(task.classes)
-        weights = Weights(unified.modulate(i), tensors[f"head/{task.name}"])
-        assert trainer.accuracy(weights, task.test) == result["accuracy"][task.name]["artifact"]
+    assert artifact.tasks == tuple(task.name for task in tasks)
+    for task in tasks:
+        assert artifact.classes(task.name) == task.classes
+        accuracy = result["accuracy"][task.name]
+        assert trainer.accuracy(artifact.weights(task.name), task.test) == accuracy["artifact"]
+        stated = artifact.note["tasks"][task.name]["accuracy"]
+        assert stated == {kind: share for kind, share in accuracy.items() if share is not None}
 
 
 def test_a_client_with_one_task_is_delivered_the_servers_model(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:

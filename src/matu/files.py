@@ -7,7 +7,9 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,6 +126,30 @@ def keep_lines(path: Path, last_round: int) -> None:
         if found != number:
             raise DataError(f"{path}: line {number} is not round {number}; the file is damaged, the run cannot go on")
     write_atomic(path, b"".join(line + b"\n" for line in lines[:last_round]))
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name when it is complete; what fails leaves nothing.
+
+    Raises
+    ------
+    ConfigError
+        If something lies there already, or it cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path}: there already, and not empty; take another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made ({error.strerror})") from error
+    try:
+        yield part
+        part.chmod(0o755)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

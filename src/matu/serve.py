@@ -21,7 +21,6 @@ from matu.federation.server import Remote, Server, by_tasks
 from matu.federation.server_file import ServerFile
 from matu.files import finish_before_interrupt, only_one, write_atomic
 from matu.methods import Method, Problem, find_method
-from matu.methods.matu import pack
 from matu.report.result import bytes_of, versions
 from matu.tasks import Split, Task, class_list
 from matu.training import build_trainer, prepare_machine
@@ -87,8 +86,8 @@ def serve(
             seen = {task: _as_known(task, roster.classes[task]) for task in weights}
             with finish_before_interrupt():
                 save_artifact(
-                    folder / "artifact", pack(weights), trainer.model, seen, config.model,
-                    linearised=method.objective.linearised,
+                    folder / "artifact", weights, trainer.model, seen, config, method, run=run, rounds=progress.round,
+                    accuracy={task: {"delivered": share} for task, share in by_tasks(scores).items()},
                 )  # fmt: skip
         result = _result(server, run, roster, progress, scores)
         with finish_before_interrupt():

@@ -28,12 +28,11 @@ from matu.files import append_line, finish_before_interrupt, keep_lines, only_on
 from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
 from matu.methods.base import parse_options
 from matu.methods.individual import Alone, individual
-from matu.methods.matu import pack
 from matu.report import Display, build_result
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task, class_list, held_out
 from matu.tasks.partition import partition
-from matu.training import Trainer, Weights, build_trainer, decide, prepare_machine
+from matu.training import Trainer, build_trainer, decide, prepare_machine
 from matu.words import counted
 
 
@@ -197,7 +196,7 @@ def _alone(run: Run, reference: Reference, display: Display) -> dict[str, Any]:
     )  # fmt: skip
     totals = Totals(images=clock.train_images, total_s=time.perf_counter() - began, training_s=clock.train_s)
     evaluation = Evaluation.of_clients(found, run.tasks)
-    return _write_result(run, Progress(0, {}, totals), evaluation, 0.0, display)
+    return _write_result(run, _result(run, Progress(0, {}, totals), evaluation, 0.0, display))
 
 
 def _federate(run: Run, method: Method, display: Display, carrier: Carrier, *, resume: bool) -> dict[str, Any]:
@@ -226,12 +225,17 @@ def _federate(run: Run, method: Method, display: Display, carrier: Carrier, *, r
     spent = time.perf_counter() - began
     progress.totals.evaluation_s += spent
     progress.totals.total_s += spent
-    server = method.server_weights(progress.state)
-    if server:
-        _save_artifact(run, server, linearised=method.objective.linearised)
     bits = [method.paper_bits(tasks) for tasks in run.clients.values()]
     mbits = f.participation * sum(bits) / len(bits) / 1e6
-    return _write_result(run, progress, evaluation, mbits, display)
+    result = _result(run, progress, evaluation, mbits, display)
+    server = method.server_weights(progress.state)
+    if server:
+        with finish_before_interrupt():
+            save_artifact(
+                out / "artifact", server, trainer.model, run.tasks, run.config, method,
+                run=run.identity, rounds=progress.round, accuracy=result["accuracy"],
+            )  # fmt: skip
+    return _write_result(run, result)
 
 
 def _rounds(
@@ -270,14 +274,7 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _save_artifact(run: Run, server: Mapping[str, Weights], *, linearised: bool) -> None:
-    with finish_before_interrupt():
-        save_artifact(
-            run.out / "artifact", pack(server), run.trainer.model, run.tasks, run.config.model, linearised=linearised
-        )
-
-
-def _write_result(
+def _result(
     run: Run, progress: Progress, evaluation: Evaluation, paper_mbits: float, display: Display
 ) -> dict[str, Any]:
     reference: dict[str, Alone | None] = {}
@@ -286,9 +283,12 @@ def _write_result(
         reference = individual(
             run.trainer, run.tasks, run.config, holders=holders, cache=run.roots.cache, tell=display.say
         )  # fmt: skip
-    result = build_result(
+    return build_result(
         run.config, run.tasks, run.clients, paper_mbits, progress, evaluation, reference, run.trainer.model.backbone
     )
+
+
+def _write_result(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(result, indent=1, allow_nan=False)
     with finish_before_interrupt():
         write_atomic(run.out / "result.json", text.encode() + b"\n")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from remote import HOLDS, House, Nodes, run_config
 
-from matu.artifact import load_artifact
+from matu.artifact import Packed, load_artifact
 from matu.errors import ConfigError, DataError
 from matu.federation.agent import Plan
 from matu.federation.checkpoint import Progress
@@ -22,7 +22,6 @@ from matu.federation.site import Site
 from matu.federation.transport import InProcess
 from matu.files import only_one
 from matu.methods import Problem, find_method
-from matu.methods.matu import pack
 from matu.roots import Roots, read_tasks
 from matu.serve import serve
 from matu.tasks import class_list
@@ -83,8 +82,8 @@ def test_sites_elsewhere_end_with_the_numbers_of_sites_here(
     assert sum("takes part" in line for line in said) == 3
     assert server.measure(there, "finish").keys() == weights.keys()
     for site, expected in weights.items():
-        tensors, _ = load_artifact(tmp_path / site / "artifact")
-        assert equal(tensors, pack(expected)), "with what the last round left at the site"
+        kept = load_artifact(tmp_path / site).packed
+        assert equal(kept.tensors, Packed.of(expected, separate=False).tensors), "with what the last round left there"
 
 
 class StoppedError(Exception):
@@ -153,9 +152,11 @@ def test_scores_are_each_sites_own_and_everybody_keeps_an_artifact(
     assert {site: set(scores) for site, scores in found.items()} == {site: set(held) for site, held in HOLDS.items()}
     assert by_tasks(found)["left"] == pytest.approx(sum(found[site]["left"] for site in HOLDS) / 3)
     for site, held in HOLDS.items():
-        tensors, note = load_artifact(tmp_path / site / "artifact")
-        assert tuple(note["tasks"]) == held
-        assert tensors["vector"].any()
+        artifact = load_artifact(tmp_path / site)
+        assert artifact.tasks == held
+        for task in held:
+            assert artifact.packed.vector(task).any()
+            assert artifact.note["tasks"][task]["accuracy"] == {"delivered": pytest.approx(found[site][task])}
     assert not list((tmp_path / "server").rglob("*.png"))
 
 
@@ -305,7 +306,7 @@ def test_a_server_that_is_killed_at_the_very_end_still_lets_everybody_keep_an_ar
     assert set(result["sites"]) == set(HOLDS)
     assert all(about["accuracy"] for about in result["sites"].values())
     assert all((tmp_path / site / "artifact/artifact.json").is_file() for site in HOLDS)
-    assert load_artifact(tmp_path / "run/artifact")[0]["vector"].any()
+    assert load_artifact(tmp_path / "run").packed.vector("left").any()
     said: list[str] = []
     assert serve(file, tmp_path / "run", None, lambda _: nodes, said.append) == result
     assert "complete" in said[0]

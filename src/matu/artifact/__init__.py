@@ -1,5 +1,6 @@
-"""The unified adapter on disk."""
+"""The artifact: what a run leaves to be used, on disk and opened again."""
 
-from matu.artifact.unified import load_artifact, save_artifact
+from matu.artifact.packed import Packed
+from matu.artifact.stored import Artifact, load_artifact, save_artifact
 
-__all__ = ["load_artifact", "save_artifact"]
+__all__ = ["Artifact", "Packed", "load_artifact", "save_artifact"]

@@ -17,6 +17,11 @@ matu: many-task federated fine-tuning with one unified task vector
   matu simulate the same with virtual sites that train side by side, over Flower on Ray
   matu compare  run several methods side by side: tuned alike, tables and figures
   matu relate   measure which tasks are alike: five measures, correlations, clusters, figures
+  matu inspect  what an artifact of a run weighs and holds
+  matu predict  classify images with it
+  matu evaluate measure it on test images
+  matu export   write its tasks as plain PEFT adapters
+  matu forget   write it without a task, or with a task negated
   matu tasks    list and check tasks: classes, counts, a contact sheet
   matu methods  list the methods and their options
   matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
@@ -30,6 +35,7 @@ matu COMMAND --help tells the options of a command; matu --version the version.
 COMMANDS = {
     **dict.fromkeys(("run", "simulate"), "matu.cli.run"),
     **dict.fromkeys(("compare",), "matu.cli.compare"),
+    **dict.fromkeys(("inspect", "predict", "evaluate", "export", "forget"), "matu.cli.artifact"),
     **dict.fromkeys(("tasks", "methods", "bits"), "matu.cli.show"),
     **dict.fromkeys(("relate",), "matu.cli.relate"),
     **dict.fromkeys(("certs", "server", "site"), "matu.cli.sites"),

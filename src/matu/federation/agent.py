@@ -25,7 +25,6 @@ from matu.federation.rounds import codecs_of
 from matu.federation.site import Site
 from matu.files import write_atomic
 from matu.methods import Method, Problem, State, find_method, method_names
-from matu.methods.matu import pack
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task
 from matu.training import Trainer, build_trainer, decide, prepare_machine
@@ -145,9 +144,12 @@ class Agent:
         header, tasks = Envelope(message).header, self._read(followed.config.tasks)
         opened = Envelope(message).tensors(method.downlink_parts(header.tasks))
         weights = method.weights(header.tasks, opened, site.memory)
-        kept, linearised = {task: tasks[task] for task in weights}, method.objective.linearised
-        folder = self.folder / "artifact"
-        save_artifact(folder, pack(weights), trainer.model, kept, followed.config.model, linearised=linearised)
+        images = {task: len(tasks[task].test.labels) for task in weights}
+        save_artifact(
+            self.folder / "artifact", weights, trainer.model, tasks, followed.config, method,
+            run=header.run, rounds=header.round,
+            accuracy={task: {"delivered": score.correct[task] / n} for task, n in images.items() if n},
+        )  # fmt: skip
         return score.encode()
 
     def _site(self, plan: bytes, message: bytes) -> Site:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from matu.artifact import Packed
 from matu.methods import Method, State
 from matu.seeds import stream
 from matu.tasks import Task
 from matu.training import Trainer, Weights
-from matu.vectors import similarity, unify
+from matu.vectors import similarity
 from matu.wire import Codecs, arrived
 
 
@@ -28,7 +29,7 @@ class Evaluation:
     server
         By task: the server's own weights (empty where the method has none).
     artifact
-        By task: all of the server's tasks in one unified vector (empty on the way).
+        By task: what the artifact gives of the server's tasks (empty on the way).
     clients
         By client: mean over its tasks of what it gets.
     similarity
@@ -122,10 +123,14 @@ class Evaluator:
         return Evaluation.of_clients(
             per_client, self.tasks,
             server=self._accuracies(server, images) if server else {},
-            artifact=self._accuracies(in_one_vector(server), images) if server and with_artifact else {},
+            artifact=self._accuracies(self._packed(server), images) if server and with_artifact else {},
             similarity=_mean_similarity([one.vector for one in server.values()]) if server else None,
             cosine={k: float(np.mean(found)) for k, found in sorted(cosines.items()) if found},
         )  # fmt: skip
+
+    def _packed(self, server: Mapping[str, Weights]) -> Mapping[str, Weights]:
+        """What the artifact gives of each task."""
+        return Packed.of(server, separate=self.method.separate).weights()
 
     def _delivered(self, state: State, name: str, tasks: tuple[str, ...]) -> Mapping[str, Weights]:
         """What a client gets of each of its tasks."""
@@ -148,12 +153,6 @@ class Evaluator:
                 some = np.sort(stream(self.seed, "evaluate", task).choice(len(split.labels), images, replace=False))
             self._known[key] = self.trainer.accuracy(weights, split, some)
         return self._known[key]
-
-
-def in_one_vector(weights: Mapping[str, Weights]) -> dict[str, Weights]:
-    """What each task gets back when all are unified in one vector."""
-    unified = unify(torch.stack([one.vector for one in weights.values()]))
-    return {task: Weights(unified.modulate(i), one.head) for i, (task, one) in enumerate(weights.items())}
 
 
 def _cosines(gets: Mapping[str, Weights], server: Mapping[str, Weights]) -> list[float]:

@@ -142,6 +142,11 @@ class Method(ABC):
         """How a site trains."""
         return Objective()
 
+    @property
+    def separate(self) -> bool:
+        """Artifacts keep a vector a task, in few bits, and not one unified vector of all."""
+        return False
+
     def start(self) -> State:
         """The state before round 1."""
         return {}

@@ -33,6 +33,10 @@ class Matu(Method):
         super().__init__(problem, config)
         self.settings = config.matu
 
+    @property
+    def separate(self) -> bool:
+        return not self.settings.unification
+
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         return self._pack(self.new_weights(state, tasks))
 

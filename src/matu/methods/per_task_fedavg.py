@@ -21,6 +21,8 @@ from matu.wire import Part
 class PerTaskFedAvg(Method):
     """The method of this file."""
 
+    separate = True
+
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         return plain({task: self.server(state, task) for task in tasks})
 

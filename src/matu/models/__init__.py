@@ -1,6 +1,7 @@
 """Backbones and the adapters on them."""
 
 from matu.models.adapter import AdaptedModel
-from matu.models.backbone import Backbone, load_backbone
+from matu.models.backbone import BUNDLED, Backbone, load_backbone, locate
+from matu.models.plain import PlainModel, plain_model
 
-__all__ = ["AdaptedModel", "Backbone", "load_backbone"]
+__all__ = ["BUNDLED", "AdaptedModel", "Backbone", "PlainModel", "load_backbone", "locate", "plain_model"]

@@ -67,8 +67,8 @@ class AdaptedModel:
     ) -> None:
         self.backbone, self.device, self.low_precision = backbone, device, low_precision
         names = _target_layers(backbone, targets)
-        lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
-        self.model: nn.Module = inject_adapter_in_model(lora, backbone.module)
+        self.lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+        self.model: nn.Module = inject_adapter_in_model(self.lora, backbone.module)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.layout = Layout.of(trained)
         self.fingerprint = self.layout.fingerprint(

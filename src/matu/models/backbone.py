@@ -42,6 +42,8 @@ class Backbone:
         Width of the image feature that a head reads.
     mean, std
         Per channel, of pixel values scaled to [0, 1].
+    revision
+        The hub's commit; None for what does not come from there.
     """
 
     module: nn.Module
@@ -51,6 +53,7 @@ class Backbone:
     features: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    revision: str | None = None
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Image features: float [n, 3, size, size], normalised -> [n, features]."""
@@ -58,15 +61,20 @@ class Backbone:
 
 
 def _encode(module: nn.Module, pixels: Tensor) -> Tensor:
-    """The pooled output where the architecture has one, the class token elsewhere."""
-    output = module(pixel_values=pixels)
-    pooled = getattr(output, "pooler_output", None)
-    features: Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
+    return pooled(module(pixel_values=pixels))
+
+
+def pooled(output: Any) -> Tensor:
+    """Image features of a model's output: the pooled ones where the architecture has them, else the class token."""
+    found = getattr(output, "pooler_output", None)
+    features: Tensor = output.last_hidden_state[:, 0] if found is None else found.flatten(1)
     return features
 
 
-def load_backbone(name: str, *, image_size: int, models_root: Path | None = None) -> Backbone:
-    """Load a backbone by bundled name, folder (also under `models_root`), or hub id.
+def load_backbone(
+    name: str, *, image_size: int, models_root: Path | None = None, revision: str | None = None
+) -> Backbone:
+    """Load a backbone by bundled name, folder (also under `models_root`), or hub id, the latter at any revision.
 
     Position embeddings are interpolated once where `image_size` differs from the checkpoint's
     (bicubic, as the Transformers library does it), so no step pays for it.
@@ -78,17 +86,18 @@ def load_backbone(name: str, *, image_size: int, models_root: Path | None = None
     DataError
         If its files cannot be read as a model.
     """
-    source = _locate(name, models_root)
+    source = locate(name, models_root)
     try:
-        with _quiet_transformers():
-            config = AutoConfig.from_pretrained(source)
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source, revision=revision)
             _check_image_size(name, config, image_size)
-            extra = {"add_pooling_layer": False} if _has_untrained_pooler(config) else {}
-            module = AutoModel.from_pretrained(source, attn_implementation="eager", use_safetensors=True, **extra)
+            module = AutoModel.from_pretrained(
+                source, revision=revision, attn_implementation="eager", use_safetensors=True, **without_pooler(config)
+            )
             module = module.float().eval().requires_grad_(False)
             digest = _digest(module)
             _interpolate_positions(module, config, image_size)
-            mean, std = _normalisation(source)
+            mean, std = _normalisation(source, revision)
             with torch.no_grad():
                 features = _encode(module, torch.zeros(1, 3, image_size, image_size)).shape[1]
     except ConfigError:
@@ -99,11 +108,11 @@ def load_backbone(name: str, *, image_size: int, models_root: Path | None = None
             "hub id, or a folder (also under MATU_MODELS) of an image model with config.json and model.safetensors"
         ) from error
     shown = name if name in BUNDLED or not Path(source).exists() else Path(source).resolve().name
-    return Backbone(module, shown, digest, image_size, features, mean, std)
+    return Backbone(module, shown, digest, image_size, features, mean, std, getattr(config, "_commit_hash", None))
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bar, and no report of the classifier that a backbone does not take from its checkpoint."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -116,7 +125,7 @@ def _quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _locate(name: str, models_root: Path | None) -> str:
+def locate(name: str, models_root: Path | None) -> str:
     """A folder if one answers to the name, else the name itself: a hub id."""
     if name in BUNDLED:
         return str(resources.files("matu.models").joinpath(name.replace("-", "_")))
@@ -134,11 +143,11 @@ def _locate(name: str, models_root: Path | None) -> str:
     return name
 
 
-def _has_untrained_pooler(config: Any) -> bool:
+def without_pooler(config: Any) -> dict[str, bool]:
     """ViT-like models carry a pooler that image checkpoints do not train: they are read at the class token."""
     architecture: Any = MODEL_MAPPING[type(config)]
     parameters = inspect.signature(architecture).parameters
-    return "add_pooling_layer" in parameters and hasattr(config, "patch_size")
+    return {"add_pooling_layer": False} if "add_pooling_layer" in parameters and hasattr(config, "patch_size") else {}
 
 
 def _check_image_size(name: str, config: Any, image_size: int) -> None:
@@ -162,8 +171,10 @@ def _interpolate_positions(module: nn.Module, config: Any, image_size: int) -> N
     embeddings.image_size = embeddings.patch_embeddings.image_size = (image_size, image_size)
 
 
-def _normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+def _normalisation(source: str, revision: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    path = cached_file(
+        source, "preprocessor_config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+    )
     if path is None:
         return _IMAGENET_MEAN, _IMAGENET_STD
     stated = json.loads(Path(path).read_text())

@@ -86,7 +86,7 @@ class ImageFolder:
             try:
                 with os.scandir(self.root / split) as entries:
                     listed = sorted((Path(e) for e in entries if not e.name.startswith(".")), key=_by_name)
-                found[split] = {p.name: _images(p, ignored) for p in listed if p.is_dir()}
+                found[split] = {p.name: images_below(p, ignored) for p in listed if p.is_dir()}
             except OSError as error:
                 raise DataError(
                     f"task {self.name!r}, split {split!r}: {error.filename} cannot be read ({error.strerror})"
@@ -102,8 +102,8 @@ class ImageFolder:
         return found
 
 
-def _images(folder: Path, ignored: list[Path]) -> list[Path]:
-    """Image files anywhere below a class folder, sorted; what else lies there is added to `ignored`."""
+def images_below(folder: Path, ignored: list[Path]) -> list[Path]:
+    """Image files anywhere below a folder, sorted; what else lies there is added to `ignored`."""
     files = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]

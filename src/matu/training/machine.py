@@ -82,14 +82,18 @@ def cores() -> int:
 
 
 def build_trainer(
-    config: RunConfig, models_root: os.PathLike[str] | None, device: torch.device, precision: str
+    config: RunConfig,
+    models_root: os.PathLike[str] | None,
+    device: torch.device,
+    precision: str,
+    revision: str | None = None,
 ) -> Trainer:
-    """The backbone with its adapter, ready to train."""
+    """The backbone (of the hub: at any revision) with its adapter, ready to train."""
     from pathlib import Path
 
     m = config.model
     root = None if models_root is None else Path(models_root)
-    backbone = load_backbone(m.backbone, image_size=config.tasks.image_size, models_root=root)
+    backbone = load_backbone(m.backbone, image_size=config.tasks.image_size, models_root=root, revision=revision)
     model = AdaptedModel(
         backbone, rank=m.rank, alpha=m.alpha, targets=m.targets, adapter_seed=m.adapter_seed, start_b=m.start_b,
         device=device, low_precision=precision == "bfloat16",

@@ -1,0 +1,266 @@
+"""An artifact on disk: `artifact.safetensors`, `artifact.json` with what is needed to use it, and a model card."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load as tensors_of_bytes
+from safetensors.torch import save as bytes_of_tensors
+
+from matu.artifact.card import model_card
+from matu.artifact.packed import Packed
+from matu.config import RunConfig, config_of
+from matu.errors import ConfigError, DataError
+from matu.files import write_atomic
+from matu.methods import Method, method_name
+from matu.models import AdaptedModel
+from matu.tasks import Task
+from matu.training import Objective, Trainer, Weights, build_trainer
+from matu.vectors import Layout
+
+FORMAT = 2
+KIND = "federated"
+NOTE, TENSORS, CARD = "artifact.json", "artifact.safetensors", "README.md"
+MAX_DIM = 1 << 30
+_LORA = ("rank", "alpha", "targets", "adapter_seed", "start_b")
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """What a run left to be used.
+
+    Attributes
+    ----------
+    note
+        The content of `artifact.json`.
+    packed
+        Vectors and heads of its tasks.
+    """
+
+    note: dict[str, Any]
+    packed: Packed
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of its tasks."""
+        return self.packed.tasks
+
+    def classes(self, task: str) -> tuple[str, ...]:
+        """A task's class names, in the order of its head's rows."""
+        return tuple(self.note["tasks"][task]["classes"])
+
+    def one_of(self, task: str) -> str:
+        """The task of a name, or the only one there is for an empty name; ConfigError where that is none."""
+        if task in self.tasks:
+            return task
+        if not task and len(self.tasks) == 1:
+            return self.tasks[0]
+        given = f"--task {task}" if task else "no --task"
+        raise ConfigError(f"{given}: expected one of {', '.join(self.tasks)}")
+
+    def weights(self, task: str) -> Weights:
+        """A task's vector and head."""
+        return Weights(self.packed.vector(task), self.packed.tensors[f"head/{task}"])
+
+    def trainer(
+        self, *, models_root: Path | None = None, backbone: str = "", device: torch.device | None = None
+    ) -> Trainer:
+        """The backbone with the artifact's adapter, in float32, to measure and to predict with.
+
+        Parameters
+        ----------
+        models_root
+            Folder of backbone folders.
+        backbone
+            Where the backbone lies, if not under its name.
+        device
+            The CPU by default.
+
+        Raises
+        ------
+        ConfigError
+            If the backbone is not there, or is another one than that of the run.
+        """
+        about = self.note["backbone"]
+        config = _config(self.note, backbone or about["name"])
+        trainer = build_trainer(
+            config, models_root, device or torch.device("cpu"), "float32", None if backbone else about["revision"]
+        )
+        found = trainer.model.backbone
+        if trainer.model.fingerprint != self.note["adapter"]["fingerprint"]:
+            raise ConfigError(
+                f"backbone '{found.name}': its weights are {found.digest[:12]}…, the artifact is of "
+                f"{about['sha256'][:12]}… and fits no other"
+            )
+        trainer.objective = Objective(linearised=self.note["adapter"]["lora"]["linearised"])
+        return trainer
+
+    def write(self, folder: Path) -> None:
+        """Write its three files; the folder is made if missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / TENSORS, bytes_of_tensors(self.packed.tensors))
+        write_atomic(folder / CARD, model_card(self.note).encode())
+        write_atomic(folder / NOTE, json.dumps(self.note, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def save_artifact(
+    folder: Path,
+    weights: Mapping[str, Weights],
+    model: AdaptedModel,
+    tasks: Mapping[str, Task],
+    config: RunConfig,
+    method: Method,
+    *,
+    run: str,
+    rounds: int,
+    accuracy: Mapping[str, Mapping[str, float | None]],
+) -> None:
+    """Write what a run, or a site, keeps of some tasks.
+
+    Parameters
+    ----------
+    folder
+        Made if missing.
+    weights
+        By task; the method says in which form they are kept.
+    model
+        Names backbone, adapter layout and preprocessing.
+    tasks
+        By name; their class names are kept, and where they came from.
+    config, method
+        Of the run.
+    run
+        The run's identity.
+    rounds
+        Rounds done.
+    accuracy
+        By task, test accuracies by what was measured; None is left out.
+    """
+    packed = Packed.of(weights, separate=method.separate)
+    backbone, layout, m = model.backbone, model.layout, config.model
+    lora = {name: getattr(m, name) for name in _LORA} | {"linearised": method.objective.linearised}
+    note = {
+        "format": FORMAT, "kind": KIND, "form": "separate" if packed.separate else "unified",
+        "backbone": {"name": backbone.name, "revision": backbone.revision, "sha256": backbone.digest,
+                     "features": backbone.features},
+        "adapter": {"fingerprint": model.fingerprint, "dim": layout.dim, "lora": lora,
+                    "parameters": dict(zip(layout.names, layout.shapes, strict=True))},
+        "preprocessing": {"image_size": backbone.image_size, "mean": backbone.mean, "std": backbone.std},
+        "tasks": {
+            name: {"classes": tasks[name].classes, "source": tasks[name].source, "sha256": tasks[name].digest,
+                   "accuracy": {k: v for k, v in accuracy.get(name, {}).items() if v is not None}}
+            for name in weights
+        },
+        "provenance": {
+            "matu": version("matu"), "method": method_name(config.federation.method),
+            "options": config.federation.options, "seed": config.machine.seed, "rounds": rounds, "run": run,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()), "changes": [],
+        },
+    }  # fmt: skip
+    Artifact(json.loads(json.dumps(note)), packed).write(folder)
+
+
+def load_artifact(folder: Path) -> Artifact:
+    """Open an artifact: its folder, or that of the run which left it.
+
+    Raises
+    ------
+    DataError
+        If there is none, or it is not what this version of matu writes.
+    """
+    place = artifact_folder(folder)
+    try:
+        note = json.loads((place / NOTE).read_text())
+        _check_kind(note)
+        _check_note(note, _NOTE, NOTE)
+        layout = Layout(tuple(note["adapter"]["parameters"]), tuple(map(tuple, note["adapter"]["parameters"].values())))
+        if not layout.dim == note["adapter"]["dim"] <= MAX_DIM:
+            raise DataError(f"dim {note['adapter']['dim']}, the parameters have {layout.dim}, at most {MAX_DIM}")
+        _config(note, note["backbone"]["name"])
+        if not note["tasks"] or not all(about["classes"] for about in note["tasks"].values()):
+            raise DataError(f"{NOTE}: no tasks, or one without classes")
+        packed = Packed(tuple(note["tasks"]), layout.dim, tensors_of_bytes((place / TENSORS).read_bytes()))
+        width = note["backbone"]["features"] + 1
+        packed.check({task: (len(about["classes"]), width) for task, about in note["tasks"].items()})
+    except (DataError, ConfigError) as error:
+        raise DataError(f"{place}: {error}") from error
+    except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise DataError(f"{place}: no readable artifact ({error})") from error
+    return Artifact(note, packed)
+
+
+def artifact_folder(folder: Path) -> Path:
+    """The folder itself, or that of the artifact in it; DataError if neither holds one."""
+    for place in (folder, folder / "artifact"):
+        if (place / NOTE).is_file():
+            return place
+    raise DataError(
+        f"{folder}: no artifact (no {NOTE}); expected the folder of one, or of a finished run whose method leaves one"
+    )
+
+
+def _config(note: Mapping[str, Any], backbone: str) -> RunConfig:
+    """The adapter's and the images' settings as a configuration; ConfigError for values that cannot be."""
+    lora = {name: note["adapter"]["lora"][name] for name in _LORA}
+    table = {"model": {"backbone": backbone, **lora}, "tasks": {"image_size": note["preprocessing"]["image_size"]}}
+    config = config_of(table, NOTE)
+    config.check()
+    return config
+
+
+def _check_kind(note: Any) -> None:
+    """What is not this format, or of another command, is told first; DataError."""
+    found = note.get("format") if isinstance(note, dict) else None
+    if found != FORMAT:
+        raise DataError(
+            f"{NOTE}: format {found!r}, this version of matu reads {FORMAT}; no other was ever released: run anew"
+        )
+    if note.get("kind") != KIND:
+        raise DataError(f"{NOTE}: kind {note.get('kind')!r}, expected '{KIND}', which a run leaves")
+
+
+_NOTE: dict[str, Any] = {
+    "form": str,
+    "backbone": {"name": str, "revision": str | None, "sha256": str, "features": int},
+    "adapter": {
+        "fingerprint": str,
+        "dim": int,
+        "lora": {
+            "rank": int, "alpha": float, "targets": [str], "adapter_seed": int, "start_b": float, "linearised": bool,
+        },
+        "parameters": {...: [int]},
+    },
+    "preprocessing": {"image_size": int, "mean": [float], "std": [float]},
+    "tasks": {...: {"classes": [str], "source": str, "sha256": str, "accuracy": {...: float}}},
+    "provenance": {
+        "matu": str, "method": str, "options": [str], "seed": int, "rounds": int, "run": str, "date": str,
+        "changes": [str],
+    },
+}  # fmt: skip
+"""What must stand in `artifact.json`: types by key, in [] those of a list's entries, under ... those of any key."""
+
+
+def _check_note(value: Any, expected: Any, where: str) -> None:
+    """Require the structure of `_NOTE`; DataError with the place of the first thing that differs."""
+    if isinstance(expected, dict):
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: expected an object")
+        for key, inner in (dict.fromkeys(value, expected[...]) if ... in expected else expected).items():
+            if key not in value:
+                raise DataError(f"{where}: no '{key}'")
+            _check_note(value[key], inner, f"{where}: {key}")
+    elif isinstance(expected, list):
+        if not isinstance(value, list):
+            raise DataError(f"{where}: expected a list")
+        for entry in value:
+            _check_note(entry, expected[0], where)
+    elif not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise DataError(f"{where}: {str(value)[:40]!r}, expected {expected}")
