@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from matu.errors import ConfigError, DataError
 
@@ -107,8 +107,11 @@ def load_backbone(
             f"backbone '{name}': cannot be loaded ({_first_line(error)}); expected '{BUNDLED[0]}', a Hugging Face "
             "hub id, or a folder (also under MATU_MODELS) of an image model with config.json and model.safetensors"
         ) from error
-    shown = name if name in BUNDLED or not Path(source).exists() else Path(source).resolve().name
-    return Backbone(module, shown, digest, image_size, features, mean, std, getattr(config, "_commit_hash", None))
+    if Path(source).exists():
+        shown, commit = name if name in BUNDLED else Path(source).resolve().name, None
+    else:
+        shown, commit = name, extract_commit_hash(cached_file(source, "config.json", revision=revision), None)
+    return Backbone(module, shown, digest, image_size, features, mean, std, commit)
 
 
 @contextmanager
