@@ -46,7 +46,7 @@ def test_inspect_says_what_it_weighs_and_how_alike_tasks_are(home: Path, capsys:
     assert found["tasks"]["left"]["accuracy"]["artifact"] == 0.7
     mask = artifact.packed.mask("middle")
     assert found["tasks"]["middle"]["mask_density"] == pytest.approx(float(mask.double().mean()))
-    vectors = torch.stack([artifact.packed.vector(task) for task in artifact.tasks])
+    vectors = torch.stack([artifact.vector(task) for task in artifact.tasks])
     assert found["similarity"]["sign"] == similarity(vectors).tolist()
     cosine = np.corrcoef(vectors.numpy())  # of vectors without a mean it would be the cosine
     assert np.allclose(found["similarity"]["cosine"], cosine, atol=0.05)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from artifact_cases import leave_artifact
+from torch import Tensor
 
-from matu.artifact import load_artifact
+from matu.artifact import Artifact, load_artifact
 from matu.artifact.forget import drop, negate
 from matu.errors import ConfigError
 
@@ -40,18 +41,31 @@ def test_what_only_the_dropped_task_used_of_a_unified_vector_is_zero(tiny_vit: P
     assert torch.equal(after[used], before.packed.tensors["vector"][used])
 
 
+def weight_changes(artifact: Artifact, task: str, models: Path) -> list[Tensor]:
+    """B·A of every layer."""
+    model = artifact.trainer(models_root=models).model
+    model.load(artifact.vector(task))
+    parts = model.layout.unflatten(model.parameters.detach())
+    return [b @ parts[name.replace(".lora_B.", ".lora_A.")] for name, b in parts.items() if ".lora_B." in name]
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_a_negated_task_is_its_vector_times_minus_the_scale(tiny_vit: Path, tmp_path: Path, method: str) -> None:
+def test_a_negated_task_changes_weights_the_other_way(tiny_vit: Path, tmp_path: Path, method: str) -> None:
     leave_artifact(tmp_path / "before", str(tiny_vit), method=method)
     before = load_artifact(tmp_path / "before")
     negate(before, "left", 0.5).write(tmp_path / "after")
     after = load_artifact(tmp_path / "after")
     assert after.tasks == before.tasks
-    torch.testing.assert_close(after.packed.vector("left"), -0.5 * before.packed.vector("left"), rtol=1e-6, atol=0)
-    assert torch.equal(after.packed.vector("right"), before.packed.vector("right"))
+    changes = [weight_changes(one, "left", tiny_vit.parent) for one in (before, after)]
+    assert len(changes[0]) == 6
+    for there, here in zip(*changes, strict=True):
+        assert there.any()
+        torch.testing.assert_close(here, -0.5 * there)
+    assert torch.equal(after.vector("right"), before.vector("right"))
     assert after.note["tasks"]["left"]["accuracy"] == {}, "what was measured is true no more"
     assert "left negated, scale 0.5" in (tmp_path / "after/README.md").read_text()
-    assert torch.equal(before.packed.vector("left"), load_artifact(tmp_path / "before").packed.vector("left"))
+    twice = negate(after, "left", 2.0)
+    assert torch.equal(twice.vector("left"), before.vector("left"))
 
 
 def test_what_cannot_be_forgotten(tiny_vit: Path, tmp_path: Path) -> None:
@@ -62,3 +76,6 @@ def test_what_cannot_be_forgotten(tiny_vit: Path, tmp_path: Path) -> None:
     for scale in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match="--negate"):
             negate(artifact, "left", scale)
+    leave_artifact(tmp_path / "start", str(tiny_vit), start_b=0.1)
+    with pytest.raises(ConfigError, match="B does not start at 0"):
+        negate(load_artifact(tmp_path / "start"), "left", 0.5)

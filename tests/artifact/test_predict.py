@@ -112,7 +112,7 @@ def test_linearised_features_stay_linearised(tiny_vit: Path, tmp_path: Path) -> 
     leave_artifact(tmp_path, str(tiny_vit), method="ntk_fedavg")
     artifact = load_artifact(tmp_path)
     trainer, images = artifact.trainer(models_root=tiny_vit.parent), images_of(0, 2, 0)
-    trainer.model.load(artifact.packed.vector("left"))
+    trainer.model.load(artifact.vector("left"))
     linear = trainer.model.linearised_features(torch.from_numpy(images))
     torch.testing.assert_close(trainer.features(images), linear)
     assert not torch.allclose(trainer.model.features(torch.from_numpy(images)), linear)

@@ -77,7 +77,7 @@ def test_the_note_says_all_that_is_needed(unified: Path, tiny_vit: Path) -> None
     assert note["preprocessing"]["image_size"] == 8
     assert note["tasks"]["left"] == {
         "classes": ["bar-0", "bar-1", "bar-2"], "source": "test:left", "sha256": "left-0",
-        "accuracy": {"delivered": 0.5, "server": 0.75, "artifact": 0.7},
+        "accuracy": {"delivered": 0.5, "server": 0.75, "artifact": 0.7}, "scale": 1.0,
     }  # fmt: skip
     made = note["provenance"]
     assert (made["method"], made["seed"], made["rounds"], made["run"]) == ("matu", 0, 3, "5" * 64)
@@ -163,6 +163,7 @@ def retensor(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
         (edit(lambda note: note["tasks"]["left"]["classes"].append("more")), "tensor 'head/left': .*expected .*4, 17"),
         (edit(lambda note: note["tasks"].pop("left")), "tensors 'head/left': missing, or of no task"),
         (edit(lambda note: note["tasks"]["left"]["accuracy"].update(server="good")), "left: accuracy: server: 'good'"),
+        (edit(lambda note: note["tasks"]["left"].update(scale=float("nan"))), "left: scale: 'nan'"),
         (retensor(lambda tensors: tensors["vector"].fill_(float("nan"))), "tensor 'vector': not finite"),
         (retensor(lambda tensors: tensors.update(vector=torch.zeros(9))), r"tensor 'vector': torch.float32 \[9\]"),
         (retensor(lambda tensors: tensors.update(masks=torch.zeros(3, 96))), "tensor 'masks': torch.float32"),
@@ -184,6 +185,6 @@ def test_coded_vectors_are_not_believed(tiny_vit: Path, tmp_path: Path) -> None:
     leave_artifact(tmp_path, str(tiny_vit), method="matu_plus")
     retensor(lambda tensors: tensors.update({"vector/left": tensors["vector/left"][:-3]}))(tmp_path)
     artifact = load_artifact(tmp_path)
-    assert artifact.packed.vector("right").any()
+    assert artifact.vector("right").any()
     with pytest.raises(DataError, match="bytes expected"):
-        artifact.packed.vector("left")
+        artifact.vector("left")

@@ -60,7 +60,7 @@ def export(
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(locate(source, None), part / BACKBONE, ignore=ignored)
         for task, place in places.items():
-            trainer.model.load(artifact.packed.vector(task))
+            trainer.model.load(artifact.vector(task))
             head = artifact.packed.tensors[f"head/{task}"]
             plain = plain_model(trainer.model, source, head, artifact.classes(task), models_root=models_root)
             plain.save(part / place, merged=merged)

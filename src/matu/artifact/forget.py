@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from matu.artifact.packed import Packed
 from matu.artifact.stored import Artifact
@@ -43,23 +42,26 @@ def drop(artifact: Artifact, task: str) -> Artifact:
 
 
 def negate(artifact: Artifact, task: str, scale: float) -> Artifact:
-    """The artifact with −scale times a task's vector in its place: task negation (Ilharco et al. 2023).
+    """The artifact with a task's weight change B·A times −scale: task negation (Ilharco et al. 2023).
 
-    It is for making a model worse at a task, by exporting the task and adding it. Its head and the other tasks stay.
+    B alone takes the factor; were A's part of the vector to take it too, B·A would keep its sign to second order. The
+    task's head and the other tasks stay.
 
     Raises
     ------
     ConfigError
-        For a scale that is not positive.
+        For a scale that is not positive, or an adapter whose B does not start at 0: its change is no product B·A.
     """
     if not 0 < scale < float("inf"):
         raise ConfigError(f"--negate {scale}: expected more than 0")
-    packed = artifact.packed
-    rescalers: Tensor = packed.tensors["rescalers"].clone()
-    rescalers[packed.tasks.index(task)] *= -scale
+    if artifact.note["adapter"]["lora"]["start_b"]:
+        raise ConfigError(
+            "--negate: B does not start at 0 here (start_b), so no adapter has the negative weight change"
+        )
     note = _changed(artifact, f"{task} negated, scale {scale:g}")
+    note["tasks"][task]["scale"] *= -scale
     note["tasks"][task]["accuracy"] = {}
-    return Artifact(note, Packed(packed.tasks, packed.dim, {**packed.tensors, "rescalers": rescalers}))
+    return Artifact(note, artifact.packed)
 
 
 def _changed(artifact: Artifact, what: str) -> dict[str, Any]:

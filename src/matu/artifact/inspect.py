@@ -28,7 +28,7 @@ def inspect(artifact: Artifact, folder: Path) -> dict[str, Any]:
     """
     packed, note, place = artifact.packed, artifact.note, artifact_folder(folder)
     files = {name: (place / name).stat().st_size for name in (TENSORS, NOTE, CARD) if (place / name).is_file()}
-    vectors = torch.stack([packed.vector(task) for task in packed.tasks])
+    vectors = torch.stack([artifact.vector(task) for task in packed.tasks])
     unit = normalize(vectors)
     heads = sum(packed.tensors[f"head/{task}"].numel() for task in packed.tasks)
     return {
@@ -43,6 +43,7 @@ def inspect(artifact: Artifact, folder: Path) -> dict[str, Any]:
             task: {
                 "classes": list(artifact.classes(task)), "accuracy": note["tasks"][task]["accuracy"],
                 "bytes": packed.bytes_of(task), "rescaler": float(packed.tensors["rescalers"][i]),
+                "scale": note["tasks"][task]["scale"],
                 "mask_density": None if packed.separate else float(packed.mask(task).double().mean()),
                 "norm": float(vectors[i].norm()),
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import safetensors
 import torch
 from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
+from torch import Tensor
 
 from matu.artifact.card import model_card
 from matu.artifact.packed import Packed
@@ -66,9 +68,17 @@ class Artifact:
         given = f"--task {task}" if task else "no --task"
         raise ConfigError(f"{given}: expected one of {', '.join(self.tasks)}")
 
+    def vector(self, task: str) -> Tensor:
+        """A task's vector, float32 [d]: what it adds to the adapter's start, B's part times the task's scale."""
+        vector, scale = self.packed.vector(task), self.note["tasks"][task]["scale"]
+        for name, part in _layout(self.note).unflatten(vector).items():
+            if ".lora_B." in name:
+                part *= scale
+        return vector
+
     def weights(self, task: str) -> Weights:
         """A task's vector and head."""
-        return Weights(self.packed.vector(task), self.packed.tensors[f"head/{task}"])
+        return Weights(self.vector(task), self.packed.tensors[f"head/{task}"])
 
     def trainer(
         self, *, models_root: Path | None = None, backbone: str = "", device: torch.device | None = None
@@ -156,7 +166,7 @@ def save_artifact(
         "preprocessing": {"image_size": backbone.image_size, "mean": backbone.mean, "std": backbone.std},
         "tasks": {
             name: {"classes": tasks[name].classes, "source": tasks[name].source, "sha256": tasks[name].digest,
-                   "accuracy": {k: v for k, v in accuracy.get(name, {}).items() if v is not None}}
+                   "accuracy": {k: v for k, v in accuracy.get(name, {}).items() if v is not None}, "scale": 1.0}
             for name in weights
         },
         "provenance": {
@@ -181,7 +191,7 @@ def load_artifact(folder: Path) -> Artifact:
         note = json.loads((place / NOTE).read_text())
         _check_kind(note)
         _check_note(note, _NOTE, NOTE)
-        layout = Layout(tuple(note["adapter"]["parameters"]), tuple(map(tuple, note["adapter"]["parameters"].values())))
+        layout = _layout(note)
         if not layout.dim == note["adapter"]["dim"] <= MAX_DIM:
             raise DataError(f"dim {note['adapter']['dim']}, the parameters have {layout.dim}, at most {MAX_DIM}")
         _config(note, note["backbone"]["name"])
@@ -205,6 +215,11 @@ def artifact_folder(folder: Path) -> Path:
     raise DataError(
         f"{folder}: no artifact (no {NOTE}); expected the folder of one, or of a finished run whose method leaves one"
     )
+
+
+def _layout(note: Mapping[str, Any]) -> Layout:
+    parameters = note["adapter"]["parameters"]
+    return Layout(tuple(parameters), tuple(map(tuple, parameters.values())))
 
 
 def _config(note: Mapping[str, Any], backbone: str) -> RunConfig:
@@ -239,7 +254,7 @@ _NOTE: dict[str, Any] = {
         "parameters": {...: [int]},
     },
     "preprocessing": {"image_size": int, "mean": [float], "std": [float]},
-    "tasks": {...: {"classes": [str], "source": str, "sha256": str, "accuracy": {...: float}}},
+    "tasks": {...: {"classes": [str], "source": str, "sha256": str, "accuracy": {...: float}, "scale": float}},
     "provenance": {
         "matu": str, "method": str, "options": [str], "seed": int, "rounds": int, "run": str, "date": str,
         "changes": [str],
@@ -262,5 +277,9 @@ def _check_note(value: Any, expected: Any, where: str) -> None:
             raise DataError(f"{where}: expected a list")
         for entry in value:
             _check_note(entry, expected[0], where)
-    elif not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+    elif (
+        not isinstance(value, expected)
+        or (isinstance(value, bool) and expected is not bool)
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
         raise DataError(f"{where}: {str(value)[:40]!r}, expected {expected}")
