@@ -118,7 +118,7 @@ def _coded(vector: Tensor) -> Tensor:
     return _bytes(write_numbers(vector.contiguous().numpy(), CODEC, None, None)[1])
 
 
-def _bytes(data: bytes) -> Tensor:
+def _bytes(data: bytes | memoryview) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
