@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from matu.methods.ties import ties
+from matu.vectors.merging import ties
 from playing import Player, at, build, close, play
 from world import tiny_problem
 

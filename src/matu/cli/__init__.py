@@ -25,6 +25,7 @@ matu: many-task federated fine-tuning with one unified task vector
   matu tasks    list and check tasks: classes, counts, a contact sheet
   matu methods  list the methods and their options
   matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
+  matu merge    merge PEFT LoRA adapters without any federation
   matu certs    keys and certificates for a federation of real sites
   matu server   run a federation whose sites are elsewhere, over TLS
   matu site     take part in one with this site's tasks
@@ -38,6 +39,7 @@ COMMANDS = {
     **dict.fromkeys(("inspect", "predict", "evaluate", "export", "forget"), "matu.cli.artifact"),
     **dict.fromkeys(("tasks", "methods", "bits"), "matu.cli.show"),
     **dict.fromkeys(("relate",), "matu.cli.relate"),
+    **dict.fromkeys(("merge",), "matu.cli.merge"),
     **dict.fromkeys(("certs", "server", "site"), "matu.cli.sites"),
 }
 """By command, the module that is loaded when it is called; it has a function of that name."""

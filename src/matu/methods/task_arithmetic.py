@@ -20,13 +20,14 @@ from torch import Tensor
 from matu.methods.base import State
 from matu.methods.fedavg import FedAvg
 from matu.methods.per_task_fedavg import PerTaskRound
+from matu.vectors.merging import SCALE
 
 
 @dataclass(frozen=True)
 class Options:
     """λ of the sum; the authors' 0.3 is for eight tasks. Below 0 a merge forgets."""
 
-    scale: float = 0.3
+    scale: float = SCALE
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):

@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from matu.methods.task_arithmetic import TaskArithmetic
+from matu.vectors.merging import KEEP, ties
 
 
 @dataclass(frozen=True)
 class Options:
     """Share of entries that survive the trim, and the scale of the merged change."""
 
-    keep: float = 0.2
+    keep: float = KEEP
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -38,18 +38,3 @@ class Ties(TaskArithmetic):
 
     def merge(self, changes: Tensor) -> Tensor:
         return self.options.scale * ties(changes, self.options.keep)
-
-
-def ties(vectors: Tensor, keep: float) -> Tensor:
-    """Merge task vectors, float [T, d] -> [d].
-
-    Of each vector the ⌈keep · d⌉ entries of largest magnitude survive (among equals, those that come first).
-    Where the survivors' sum is zero no sign is elected, and the result is zero.
-    """
-    count = math.ceil(round(keep * vectors.shape[1], 6))  # 0.28 · 100 is a little above 28
-    largest = vectors.abs().sort(dim=1, descending=True, stable=True).indices[:, :count]
-    trimmed = torch.zeros_like(vectors).scatter(1, largest, vectors.gather(1, largest))
-    elected = trimmed.double().sum(dim=0).sign().to(vectors.dtype)
-    agreeing = (trimmed.sign() == elected) & (elected != 0)
-    total = torch.where(agreeing, trimmed, 0).double().sum(dim=0)
-    return (total / agreeing.sum(dim=0).clamp(min=1)).to(vectors.dtype)

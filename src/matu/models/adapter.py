@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from matu.errors import ConfigError
 from matu.models.backbone import Backbone
 from matu.models.fused_lora import FusedLora, fuse, lora_layers
-from matu.vectors import Layout
+from matu.vectors import Layout, draw_start
 
 # The words of the papers, and what the attention projections are called in one library or another.
 _SYNONYMS = {
@@ -76,7 +75,8 @@ class AdaptedModel:
             image_size=backbone.image_size, mean=str(backbone.mean), std=str(backbone.std),
             **({"start_b": start_b} if start_b else {}),
         )  # fmt: skip
-        start = self.layout.flatten(_draw_start(trained, self.layout.names, adapter_seed, start_b))
+        shapes = zip(self.layout.names, self.layout.shapes, strict=True)
+        start = self.layout.flatten(dict(draw_start(shapes, adapter_seed, start_b)))
         self.model.to(device)
         if low_precision:
             _freeze_in_bfloat16(self.model)
@@ -212,22 +212,6 @@ def _target_layers(backbone: Backbone, targets: Sequence[str]) -> list[str]:
             )
         found += hits
     return found
-
-
-def _draw_start(trained: dict[str, nn.Parameter], order: Sequence[str], seed: int, start_b: float) -> dict[str, Tensor]:
-    """A uniform in ±1/√fan_in (the usual draw of LoRA), B in ±start_b; in the layout's order, on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
-    start = {}
-    for name in order:
-        shape = trained[name].shape
-        if ".lora_A." in name:
-            bound = 1 / math.sqrt(shape[1])
-            start[name] = torch.empty(shape).uniform_(-bound, bound, generator=generator)
-        elif start_b:
-            start[name] = torch.empty(shape).uniform_(-start_b, start_b, generator=generator)
-        else:
-            start[name] = torch.zeros(shape)
-    return start
 
 
 def _freeze_in_bfloat16(model: nn.Module) -> None:

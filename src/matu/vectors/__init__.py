@@ -3,6 +3,7 @@
 from matu.vectors.accumulate import MeanAccumulator, RoundAccumulator, RoundMeans
 from matu.vectors.exact_sum import ExactSum
 from matu.vectors.layout import Layout
+from matu.vectors.start import draw_start
 from matu.vectors.transfer import RULES, Agreement, similarity, similarity_of_rows, transfer, transfer_rows
 from matu.vectors.unify import Unified, unify
 
@@ -15,6 +16,7 @@ __all__ = [
     "RoundAccumulator",
     "RoundMeans",
     "Unified",
+    "draw_start",
     "similarity",
     "similarity_of_rows",
     "transfer",

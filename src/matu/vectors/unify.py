@@ -67,11 +67,20 @@ def unify(vectors: Tensor) -> Unified:
         Wrong shape or dtype, an entry that is not finite, or a rescaler beyond the range of the dtype.
     """
     vectors = require_matrix(vectors, "task vectors", "tasks").contiguous()
+    vector, masks = elect(vectors)
+    return Unified(vector, masks, _rescalers(vectors, vector, masks))
+
+
+def elect(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Unified vector, float [d], and masks, bool [k, d], of contiguous finite task vectors: `unify` less the rescalers.
+
+    Every coordinate stands alone, so that vectors may be unified a part at a time.
+    """
     vector = torch.empty_like(vectors[0])
     masks = torch.empty_like(vectors, dtype=torch.bool)
     compile_ = compiled.pays(vectors.shape[1], vectors)
 
-    def elect(at: slice) -> None:
+    def part(at: slice) -> None:
         if not compile_:
             vector[at], masks[:, at] = _elect(vectors[:, at])
             return
@@ -80,8 +89,8 @@ def unify(vectors: Tensor) -> Unified:
             where = doubtful.nonzero()[:, 0] + at.start
             vector[where], masks[:, where] = _elect(vectors[:, where])
 
-    in_blocks(vectors.shape[1], elect, vectors.device, COMPILED_BLOCK if compile_ else max(1, BLOCK // len(vectors)))
-    return Unified(vector, masks, _rescalers(vectors, vector, masks))
+    in_blocks(vectors.shape[1], part, vectors.device, COMPILED_BLOCK if compile_ else max(1, BLOCK // len(vectors)))
+    return vector, masks
 
 
 def _elect(block: Tensor) -> tuple[Tensor, Tensor]:
