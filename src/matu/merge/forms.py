@@ -143,6 +143,8 @@ class WeightChange:
         }  # fmt: skip
         self._squares = torch.zeros(2, len(adapters), dtype=torch.float64)
         """Of what there was and of what a lower rank kept, in the last pass."""
+        self._whole = torch.zeros(2, dtype=torch.float64)
+        """The same of the one adapter for all tasks."""
 
     def _limit(self, module: str) -> int:
         """The rank at which nothing of a module is lost."""
@@ -152,6 +154,7 @@ class WeightChange:
 
     def parts(self, *, exact: bool) -> Iterator[Part]:
         self._squares.zero_()
+        self._whole.zero_()
         for module in self.pairs:
             yield self._part(module, exact=exact)
 
@@ -178,12 +181,12 @@ class WeightChange:
         ((a, rows),) = part.bases.items()
         change = merged.double().flatten(1), rows.double().flatten(1)
         left, right = truncate(change, self._rank)
-        self._squares += torch.tensor([[product(change, change)], [product((left, right), (left, right))]])
+        self._whole += torch.tensor([product(change, change), product((left, right), (left, right))])
         yield a, right.float().view(len(right), *rows.shape[1:])
         yield part.name, left.float().view(len(merged), len(right), *merged.shape[2:])
 
     def errors(self) -> list[float]:
-        there, kept = self._squares
+        there, kept = self._whole[:, None].expand_as(self._squares) if self._whole.any() else self._squares
         return (1 - kept / there).clamp(min=0).sqrt().nan_to_num().tolist()
 
 
