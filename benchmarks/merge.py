@@ -88,7 +88,7 @@ def draw_adapters(folder: Path, count: int, *, shared: bool) -> list[Path]:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """Wall-clock seconds, peak memory and output of a process."""
+    """Wall-clock and processor seconds, peak memory and output of a process."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     assert process.stdout
@@ -96,7 +96,10 @@ def run(command: list[str]) -> dict[str, Any]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command[:3]} failed")
-    return {"seconds": time.perf_counter() - began, "peak_bytes": usage.ru_maxrss * 1024, "output": output}
+    return {
+        "seconds": time.perf_counter() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024, "output": output,
+    }  # fmt: skip
 
 
 def by_matu(name: str, folders: list[Path], out: Path, *options: str) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def main() -> None:
     a = parser.parse_args()
     record: dict[str, Any] = {
         "tasks": a.tasks, "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-        "machine": platform.machine(), "torch": torch.__version__,
+        "load": os.getloadavg(), "machine": platform.machine(), "torch": torch.__version__,
     }  # fmt: skip
     with tempfile.TemporaryDirectory(dir=a.scratch) as scratch:
         for kind in ("shared", "different"):
@@ -176,12 +179,12 @@ def main() -> None:
 
 def print_rows(kind: str, rows: list[dict[str, Any]]) -> None:
     """One line a way to merge."""
-    print(f"{kind:20s} seconds  peak MB   size  1/  vector cos  fact. error  weight cos (least)")
+    print(f"{kind:20s} seconds  (cpu)  peak MB   size  1/  vector cos  fact. error  weight cos (least)")
     for row in rows:
         mean, size = row["mean"], row["merged_bytes"] / 1e6
-        ratio = rows[0]["adapters_float32_bytes"] / row["merged_bytes"]
+        ratio, peak = rows[0]["adapters_float32_bytes"] / row["merged_bytes"], row["peak_bytes"] / 1e6
         print(
-            f"{row['what']:20s} {row['seconds']:7.1f} {row['peak_bytes'] / 1e6:8.0f} {size:6.2f} {ratio:3.1f} "
+            f"{row['what']:20s} {row['seconds']:7.1f} {row['cpu_seconds']:6.1f} {peak:8.0f} {size:6.2f} {ratio:3.1f} "
             f"{mean.get('vector_cosine', math.nan):8.3f} {mean.get('factorisation_error', math.nan):11.3f} "
             f"{mean['weight_cosine']:12.3f} ({row['least_weight_cosine']:.3f})",
             flush=True,

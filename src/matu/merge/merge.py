@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
@@ -75,7 +75,7 @@ def merge(
         Adapters that are broken, or do not belong together; nothing is written.
     """
     _check(folders, method, rank, keep, scale)
-    with ExitStack() as files, new_folder(to) as out:
+    with ExitStack() as files, new_folder(to) as out, _one_thread():
         adapters = [Adapter(name, folder, files) for name, folder in folders.items()]
         start = _start(adapters, shared_start, files)
         norms = [_norm(adapter) for adapter in adapters]
@@ -107,6 +107,17 @@ def merge(
         (out / NOTE).write_text(json.dumps(note, indent=1))
         (out / "README.md").write_text(card(note))
     return note
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The work is many small matrices, for which threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 _BASE = {"name": "base_model_name_or_path", "revision": "revision"}
