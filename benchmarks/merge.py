@@ -3,15 +3,17 @@
 python benchmarks/merge.py [--tasks 30] [--scratch DIR] [--out FILE]
 
 `shared`: rank 16 on query, key and value of 12 layers (d = 884,736), from one start that matu can prove. Task vectors
-are drawn with the statistics of eight trained adapters (benchmarks/merge_trained.py, ViT-Tiny): normal, of standard
-deviation 0.016 in A and B alike, cosine 0.03 between tasks. `different`: every adapter has a start of its own and rank
-16, 8 or 4 in turn, so that nothing is in common: the hardest case there is. Each command runs in a process of its own,
-whose wall-clock time and peak memory are its own (imports included; PEFT's include reading the backbone).
+are drawn with the statistics of trained adapters (benchmarks/merge_trained.py, ViT-Tiny): normal, of standard deviation
+0.016 in A and B alike, cosine 0.03 between tasks. `different`: every adapter has a start of its own and rank 16, 8 or 4
+in turn, so that nothing is in common: the hardest case there is. Every merge by matu runs in a process of its own, in
+which torch is imported already, from opening the files to the last one written. PEFT's merges run in one process, after
+the backbone and all adapters were read; their peaks include those, and what came before. One thread everywhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,30 +30,35 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from matu.merge import mark_start
+from matu.merge import mark_start, merge
 from matu.merge.adapters import Adapter
 from matu.merge.factors import product
 from matu.vectors import draw_start
 
 WIDTH, LAYERS, SPREAD, COSINE = 768, 12, 0.016, 0.03
 RIVAL = """
-import sys, time, torch, warnings
+import json, resource, sys, time, torch, warnings
 warnings.filterwarnings("ignore")
 from peft import PeftModel
 from transformers import ViTConfig, ViTModel
-kind, out, rank, *folders = sys.argv[1:]
+kinds, out, *folders = sys.argv[1:]
 model = ViTModel(ViTConfig(patch_size=32), add_pooling_layer=False)
-model = PeftModel.from_pretrained(model, folders[0], adapter_name="0")
+model = PeftModel.from_pretrained(model, folders[0], adapter_name="t0")
 for i, folder in enumerate(folders[1:], 1):
-    model.load_adapter(folder, adapter_name=str(i))
-began = time.perf_counter()
-names = [str(i) for i in range(len(folders))]
-model.add_weighted_adapter(
-    names, [1 / len(names)] * len(names), "merged", combination_type=kind, density=0.2 if kind == "ties" else None,
-    svd_rank=int(rank) if kind == "svd" else None, svd_full_matrices=False,
-)
-print(time.perf_counter() - began)
-model.save_pretrained(out, selected_adapters=["merged"])
+    model.load_adapter(folder, adapter_name=f"t{i}")
+names = [f"t{i}" for i in range(len(folders))]
+for kind in kinds.split(","):
+    began, cpu = time.perf_counter(), time.process_time()
+    model.add_weighted_adapter(
+        names, [1 / len(names)] * len(names), kind, combination_type=kind, svd_full_matrices=False,
+        density=0.2 if kind == "ties" else None, svd_rank=16 if kind == "svd" else None,
+    )
+    found = {
+        "what": "peft " + kind, "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    model.save_pretrained(out, selected_adapters=[kind])
+    print(json.dumps(found), flush=True)
 """
 
 
@@ -87,30 +95,31 @@ def draw_adapters(folder: Path, count: int, *, shared: bool) -> list[Path]:
     return found
 
 
-def run(command: list[str]) -> dict[str, Any]:
-    """Wall-clock and processor seconds, peak memory and output of a process."""
+def measured(call: Callable[[], object], result: Path) -> dict[str, Any]:
+    """Seconds, processor seconds and peak memory of a call in a process of its own, which knows torch and matu."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    child = os.fork()
+    if not child:
+        result.write_text(json.dumps(call()))
+        os._exit(0)
+    _, status, usage = os.wait4(child, 0)
     if status:
-        raise SystemExit(f"{command[:3]} failed")
+        raise SystemExit("merging failed")
     return {
         "seconds": time.perf_counter() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * 1024, "output": output,
+        "peak_bytes": usage.ru_maxrss * 1024,
     }  # fmt: skip
 
 
-def by_matu(name: str, folders: list[Path], out: Path, *options: str) -> dict[str, Any]:
-    """One matu merge."""
-    found = run(["-m", "matu", "merge", *map(str, folders), "--to", str(out), "--json", *options])
-    note = json.loads(found.pop("output"))
+def by_matu(folders: list[Path], out: Path, **options: Any) -> dict[str, Any]:
+    """One merge."""
+    named = {folder.name: folder for folder in folders}
+    found = measured(lambda: merge(named, out, **options), out.with_suffix(".json"))
+    note = json.loads(out.with_suffix(".json").read_text())
     tasks = note["tasks"].values()
     keys = ("vector_cosine", "vector_norm_ratio", "factorisation_error", "weight_cosine", "weight_norm_ratio")
-    float32 = 4 * sum(math.prod(s) for folder in folders for s in read_shapes(folder))
     return {
-        "what": name, **found, "adapters_float32_bytes": float32, "merged_bytes": note["sizes"]["merged_bytes"],
+        "what": " ".join(["matu", *map(str, options.values())]), **found, "merged_bytes": note["sizes"]["merged_bytes"],
         "folder_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         "mean": {key: sum(task[key] for task in tasks) / len(tasks) for key in keys},
         "least_weight_cosine": min(task["weight_cosine"] for task in tasks),
@@ -123,17 +132,19 @@ def read_shapes(folder: Path) -> list[tuple[int, ...]]:
         return list(Adapter("", folder, files).shapes.values())
 
 
-def by_peft(kind: str, folders: list[Path], out: Path, rank: int) -> dict[str, Any]:
-    """One add_weighted_adapter, and the cosines of its weight change with those of the adapters."""
-    found = run(["-c", RIVAL, kind, str(out), str(rank), *map(str, folders)])
-    found["merging_seconds"] = float(found.pop("output").split()[-1])
-    with ExitStack() as files:
-        merged = Adapter("merged", out / "merged", files)
-        cosines = [cosine(Adapter(folder.name, folder, files), merged) for folder in folders]
-    return {
-        "what": f"peft {kind}", **found, "mean": {"weight_cosine": sum(cosines) / len(cosines)},
-        "merged_bytes": merged.path.stat().st_size, "least_weight_cosine": min(cosines),
-    }  # fmt: skip
+def by_peft(kinds: str, folders: list[Path], out: Path) -> Iterator[dict[str, Any]]:
+    """One add_weighted_adapter after the other, and the cosines of its weight change with those of the adapters."""
+    command = [sys.executable, "-c", RIVAL, kinds, str(out), *map(str, folders)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    for kind, line in zip(kinds.split(","), process.stdout, strict=True):
+        with ExitStack() as files:
+            merged = Adapter(kind, out / kind, files)
+            cosines = [cosine(Adapter(folder.name, folder, files), merged) for folder in folders]
+        yield json.loads(line) | {
+            "mean": {"weight_cosine": sum(cosines) / len(cosines)}, "least_weight_cosine": min(cosines),
+            "merged_bytes": merged.path.stat().st_size,
+        }  # fmt: skip
 
 
 def cosine(one: Adapter, other: Adapter) -> float:
@@ -155,40 +166,40 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the record")
     a = parser.parse_args()
     record: dict[str, Any] = {
-        "tasks": a.tasks, "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "tasks": a.tasks, "cores": os.cpu_count(), "threads": 1,
         "load": os.getloadavg(), "machine": platform.machine(), "torch": torch.__version__,
     }  # fmt: skip
+    torch.set_num_threads(1)
+    matu_ways: dict[str, list[dict[str, Any]]] = {
+        "shared": [{}, {"method": "ties"}, {"method": "mean"}],
+        "different": [{}, {"rank": 64}, {"rank": 256}, {"method": "mean"}],
+    }
     with tempfile.TemporaryDirectory(dir=a.scratch) as scratch:
-        for kind in ("shared", "different"):
+        for kind, ways in matu_ways.items():
             home = Path(scratch) / kind
             folders = draw_adapters(home / "adapters", a.tasks, shared=kind == "shared")
-            ways: list[tuple[str, ...]] = [("--method", m) for m in ("unify", "ties", "mean")]
-            if kind == "different":
-                ways += [("--rank", "64"), ("--rank", "256")]
-            rows = [
-                by_matu("matu " + " ".join(w).replace("--method ", ""), folders, home / f"matu{i}", *w)
-                for i, w in enumerate(ways)
-            ]
-            rivals = ("svd", "linear", "ties") if kind == "shared" else ("svd",)
-            rows += [by_peft(rival, folders, home / f"peft-{rival}", 16) for rival in rivals]
-            record[kind] = rows
-            print_rows(kind, rows)
-    if a.out:
-        a.out.write_text(json.dumps(record, indent=1) + "\n")
+            rows = (by_matu(folders, home / f"matu{i}", **way) for i, way in enumerate(ways))
+            rivals = by_peft("linear,ties,svd" if kind == "shared" else "svd", folders, home / "peft")
+            before = sum(4 * math.prod(shape) for folder in folders for shape in read_shapes(folder))
+            record[kind] = {"adapters_float32_bytes": before, "ways": []}
+            print(f"{kind:20s} seconds  (cpu)  peak MB   size   1/  vector cos  fact. error  weight cos (least)")
+            for row in itertools.chain(rows, rivals):
+                record[kind]["ways"].append(row)
+                print_row(row, before)
+                if a.out:
+                    a.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def print_rows(kind: str, rows: list[dict[str, Any]]) -> None:
-    """One line a way to merge."""
-    print(f"{kind:20s} seconds  (cpu)  peak MB   size  1/  vector cos  fact. error  weight cos (least)")
-    for row in rows:
-        mean, size = row["mean"], row["merged_bytes"] / 1e6
-        ratio, peak = rows[0]["adapters_float32_bytes"] / row["merged_bytes"], row["peak_bytes"] / 1e6
-        print(
-            f"{row['what']:20s} {row['seconds']:7.1f} {row['cpu_seconds']:6.1f} {peak:8.0f} {size:6.2f} {ratio:3.1f} "
-            f"{mean.get('vector_cosine', math.nan):8.3f} {mean.get('factorisation_error', math.nan):11.3f} "
-            f"{mean['weight_cosine']:12.3f} ({row['least_weight_cosine']:.3f})",
-            flush=True,
-        )
+def print_row(row: dict[str, Any], before: int) -> None:
+    """One way to merge."""
+    mean, size = row["mean"], row["merged_bytes"]
+    print(
+        f"{row['what']:20s} {row['seconds']:7.1f} {row['cpu_seconds']:6.1f} {row['peak_bytes'] / 1e6:8.0f} "
+        f"{size / 1e6:6.2f} {before / size:4.1f} {mean.get('vector_cosine', math.nan):11.3f} "
+        f"{mean.get('factorisation_error', math.nan):12.3f} "
+        f"{mean['weight_cosine']:11.3f} ({row['least_weight_cosine']:.3f})",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
