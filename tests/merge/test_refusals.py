@@ -105,6 +105,7 @@ def break_padding(tensors, note):
         (lambda tensors, note: tensors["rescalers"].fill_(torch.nan), "rescalers: expected finite"),
         (lambda tensors, note: note.update(format=3), "format 3"),
         (lambda tensors, note: note.pop("tasks"), "tasks"),
+        (lambda tensors, note: note["tasks"].update({"../x": note["tasks"]["a"]}), r"task name '\.\./x'"),
         (lambda tensors, note: note["tasks"].update(c=note["tasks"]["a"]), r"rescalers: expected finite float32 \[3\]"),
     ],
 )

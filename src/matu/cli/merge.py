@@ -95,7 +95,7 @@ def _table(note: dict[str, Any]) -> Table:
 def _lines(note: dict[str, Any], to: Path) -> list[str]:
     sizes = note["sizes"]
     before, after, heads = (sizes[f"{what}_bytes"] / 1e6 for what in ("adapters", "merged", "heads"))
-    lines = [f"size: {before:.2f} MB before, {after:.2f} MB now (1/{before / after:.1f}), of that heads {heads:.2f} MB"]
+    lines = [f"size: {before:.2f} MB before, {after:.2f} MB now ({after / before:.1%}), heads in both {heads:.2f} MB"]
     if note["form"] == "weight_change":
         lines.append(
             "the adapters are not known to share a start, so their weight changes were merged, "

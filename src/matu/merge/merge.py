@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from matu.merge.adapters import CONFIG, WEIGHTS, Adapter, require_one_base
 from matu.merge.card import card
 from matu.merge.factors import product
 from matu.merge.forms import Form, SharedStart, WeightChange
-from matu.merge.merged import FORMAT, HEADS, MASK, NOTE, START, UNIFIED, VECTOR, Merged, new_folder
+from matu.merge.merged import FORMAT, HEADS, MASK, NOTE, START, TASK_NAME, UNIFIED, VECTOR, Merged, new_folder
 from matu.merge.start import Start, read_mark
 from matu.merge.tensor_file import tensor_file
 from matu.vectors.merging import KEEP, SCALE, Trim, agreeing_mean
@@ -127,7 +126,7 @@ def _check(folders: Mapping[str, Path], method: str, rank: int | None, keep: flo
     if not folders:
         raise ConfigError("no adapters; expected the folders of PEFT adapters")
     for name in folders:
-        if not re.fullmatch(r"[^\W_][\w.+-]{0,99}", name):
+        if not TASK_NAME.fullmatch(name):
             raise ConfigError(f"task name {name!r}: expected letters, digits, '.', '_', '+' or '-'; name it: NAME=DIR")
     if method not in METHODS:
         raise ConfigError(f"method {method!r}: expected one of {', '.join(METHODS)}")

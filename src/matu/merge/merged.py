@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from matu.merge.tensor_file import tensor_file
 from matu.wire import unpack
 
 FORMAT, NOTE, UNIFIED, HEADS = 2, "artifact.json", "unified.safetensors", "heads"
+TASK_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
 VECTOR, MASK, START = "vector.", "mask.", "start."
 """What stands before a matrix's name in `unified.safetensors`."""
 
@@ -56,8 +58,7 @@ def restore(folder: Path, task: str, to: Path) -> None:
                 add(name, tensor)
             for name, read in heads.items():
                 add(name, read())
-        config = merged.config | {"modules_to_save": merged.note["tasks"][task]["modules_to_save"]}
-        (out / CONFIG).write_text(json.dumps(config, indent=1))
+        (out / CONFIG).write_text(json.dumps(merged.config(task), indent=1))
         if merged.start:
             merged.start.mark(out)
 
@@ -77,8 +78,6 @@ class Merged:
     tasks : list of str
     names : list of str
         Of the LoRA matrices, sorted.
-    config : dict
-        `adapter_config.json` of every task's adapter, but for its `modules_to_save`.
     start : Start or None
         How the shared start is drawn, if it is not in the file.
 
@@ -94,11 +93,15 @@ class Merged:
             self.note: dict[str, Any] = json.loads((folder / NOTE).read_text())
             if self.note["format"] != FORMAT or self.note["kind"] != "merged":
                 raise ValueError(f"format {self.note['format']}, kind {self.note['kind']}, expected {FORMAT}, merged")
-            self.tasks = list(self.note["tasks"])
-            self.config: dict[str, Any] = dict(self.note["adapter_config"])
+            self._to_save = {name: task["modules_to_save"] for name, task in self.note["tasks"].items()}
+            self.tasks = list(self._to_save)
+            for name in self.tasks:
+                if not TASK_NAME.fullmatch(name):
+                    raise ValueError(f"task name {name!r}")
+            self._config: dict[str, Any] = dict(self.note["adapter_config"])
             self.start = start_of(self.note["start"]) if self.note["start"] else None
             self._unified = self.note["method"] == "unify"
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder / NOTE}: no readable merged folder ({type(error).__name__}: {error})") from error
         self._path = folder / (UNIFIED if self._unified else WEIGHTS)
         self._file = self._open(self._path)
@@ -111,6 +114,10 @@ class Merged:
         self._rescalers = self._tensor("rescalers", (len(self.tasks),))
         if self.start:
             self.start.check({name: self._shape(VECTOR + name) for name in self.names}, self._path)
+
+    def config(self, task: str) -> dict[str, Any]:
+        """`adapter_config.json` of a task's adapter."""
+        return self._config | {"modules_to_save": self._to_save[task]}
 
     def matrices(self, tasks: Sequence[str]) -> Iterator[tuple[str, list[Tensor]]]:
         """The LoRA matrices of some tasks, start + λ · m ⊙ τ, float32: a name, sorted, and one for each task."""
