@@ -33,6 +33,7 @@ TASKS = ("intel_scenes", "stanford_cars", "aid", "eurosat", "mnist_m")
 BACKBONE, SIZE = "vit-tiny-patch16-224", 64
 WAYS: dict[str, dict[str, Any]] = {
     "unify": {}, "unify, rank 48": {"rank": 48}, "ties": {"method": "ties"}, "mean": {"method": "mean"},
+    "no adapter": {"method": "task_arithmetic", "scale": 0.0},
 }  # fmt: skip
 
 
@@ -107,12 +108,12 @@ def main() -> None:
         ways = dict(WAYS)
         if start == "same":
             ways |= {f"{way}, start given": options | {"shared_start": a.adapters / "same" / "start"}
-                     for way, options in WAYS.items() if "rank" not in options}  # fmt: skip
+                     for way, options in WAYS.items() if "rank" not in options and "scale" not in options}  # fmt: skip
         for way, options in ways.items():
             record[start][way] = row = merged(folders, options)
             tasks = row["note"]["tasks"].values()
             cosine, error = (
-                sum(t[key] for t in tasks) / len(TASKS) for key in ("weight_cosine", "factorisation_error")
+                sum(t[key] or 0.0 for t in tasks) / len(TASKS) for key in ("weight_cosine", "factorisation_error")
             )
             mean = 100 * sum(row["accuracy"].values()) / len(TASKS)
             size = row["note"]["sizes"]

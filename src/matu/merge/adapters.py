@@ -100,20 +100,15 @@ class Adapter:
 
     def _take(self, key: str) -> None:
         """Note the pair of a matrix A; refuse what belongs to no pair."""
-        for first, second in _PAIRS.items():
-            partner = None
+        for first, second in (*_PAIRS.items(), *((b, a) for a, b in _PAIRS.items())):
             if key.endswith(f".{first}"):
                 partner = key.removesuffix(first) + second
-            elif key.endswith(f".{second}"):
-                partner = key.removesuffix(second) + first
-            if partner is None:
-                continue
-            if partner not in self.shapes:
-                raise DataError(f"{self.path}: {key} without {partner}")
-            if key.endswith(first):
-                module = key.removesuffix(f".{first}").removeprefix(PREFIX)
-                self.pairs[module] = Pair(key, partner, self._scale(module, key, partner))
-            return
+                if partner not in self.shapes:
+                    raise DataError(f"{self.path}: {key} without {partner}")
+                if first in _PAIRS:
+                    module = key.removesuffix(f".{first}").removeprefix(PREFIX)
+                    self.pairs[module] = Pair(key, partner, self._scale(module, key, partner))
+                return
         raise DataError(
             f"{self.path}: {key}: no part of scale · B · A; expected lora_A and lora_B, or lora_embedding_A and _B"
         )

@@ -90,7 +90,7 @@ class SharedStart:
         if isinstance(start, Start):
             start.check(self._shapes, first.folder)
 
-    def starts(self) -> Iterator[tuple[str, Tensor]]:
+    def _starts(self) -> Iterator[tuple[str, Tensor]]:
         """Names, sorted, and start of all matrices."""
         if isinstance(self._start, Start):
             yield from self._start.draw(self._shapes)
@@ -98,7 +98,7 @@ class SharedStart:
             yield from ((name, self._start.tensor(name)) for name in sorted(self._shapes))
 
     def parts(self, *, exact: bool) -> Iterator[Part]:
-        for name, start in self.starts():
+        for name, start in self._starts():
             vectors = torch.stack([adapter.tensor(name) - start for adapter in self._adapters])
             held = isinstance(self._start, Adapter) and bool(start.any())
             yield Part(name, vectors, start, {name: start} if held else {})
