@@ -153,3 +153,8 @@ def test_ties_is_that_of_plain_python(seed: int) -> None:
 def test_the_papers_bits_are_those_of_fedavg() -> None:
     for name in ("task_arithmetic", "ties"):
         assert build(name, PROBLEM).paper_bits(("a", "c")) == 32 * (2 * 2 + 4 + 6)
+
+
+def test_vectors_that_are_not_float32_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected torch\.float32"):
+        ties(torch.ones(2, 3, dtype=torch.float64), 0.5)

@@ -66,6 +66,8 @@ def agreeing_mean(trimmed: Tensor) -> Tensor:
 
 
 def _bits(part: Tensor) -> Tensor:
+    if part.dtype != torch.float32:
+        raise ValueError(f"task vectors: got {part.dtype}, expected torch.float32")
     return part.abs().contiguous().view(torch.int32).long()
 
 
