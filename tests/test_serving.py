@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
 
+from artifact_cases import leave_artifact
+from matu.artifact import load_artifact
 from matu.errors import ConfigError, DataError
 from matu.models import AdaptedModel, load_backbone
 from matu.serving import ManyTaskModel
@@ -207,3 +209,12 @@ def test_a_task_named_twice_is_told(tiny_vit: Path) -> None:
     model = adapted(tiny_vit)
     with pytest.raises(DataError, match="each once"):
         ManyTaskModel(model, artifact(model), ("birds", "birds"))
+
+
+def test_artifacts_in_other_forms_are_refused(tiny_vit: Path, tmp_path: Path) -> None:
+    leave_artifact(tmp_path / "plus", str(tiny_vit), method="matu_plus")
+    with pytest.raises(DataError, match="a vector a task"):
+        ManyTaskModel.of(load_artifact(tmp_path / "plus"), models_root=tiny_vit.parent)
+    leave_artifact(tmp_path / "ntk", str(tiny_vit), method="ntk_fedavg")
+    with pytest.raises(ConfigError, match="linear in the adapter"):
+        ManyTaskModel.of(load_artifact(tmp_path / "ntk"), models_root=tiny_vit.parent)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from matu.artifact import Artifact
 from matu.errors import ConfigError, DataError
 from matu.models import AdaptedModel
 from matu.training.trainer import logits
@@ -48,6 +51,22 @@ class ManyTaskModel:
         self._bits = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(device, torch.float32)
         self._task: str | None = None
         self._turn = threading.Lock()
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, models_root: Path | None = None, device: torch.device | None = None) -> Self:
+        """An artifact's tasks on its backbone, in float32; arguments as for `Artifact.trainer`.
+
+        Raises
+        ------
+        ConfigError
+            If the backbone is not there or another one, or features are linear in the adapter (`ntk_fedavg`).
+        DataError
+            If the artifact keeps a vector a task (`matu_plus`).
+        """
+        trainer = artifact.trainer(models_root=models_root, device=device)
+        if trainer.objective.linearised:
+            raise ConfigError("features of this artifact are linear in the adapter, which is not served")
+        return cls(trainer.model, artifact.packed.tensors, artifact.tasks)
 
     @property
     def task(self) -> str | None:
@@ -165,6 +184,8 @@ def _check(model: AdaptedModel, tensors: Mapping[str, Tensor], tasks: Sequence[s
     if not count or len(set(tasks)) < count:
         raise DataError(f"tasks: {', '.join(tasks) or 'none'}; expected one or more, each once")
     heads = [f"head/{task}" for task in tasks]
+    if "vector" not in tensors and any(name.startswith("vector/") for name in tensors):
+        raise DataError("a vector a task; what is served is the unified form, one vector for all tasks")
     missing = [name for name in ("vector", "masks", "rescalers", *heads) if name not in tensors]
     if missing:
         raise DataError(f"{', '.join(missing)}: missing; there are {', '.join(sorted(tensors))}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from artifact_cases import leave_artifact
 from PIL import Image
 
+from artifact_cases import leave_artifact
 from matu.artifact import load_artifact
 from matu.vectors import similarity
 from test_cli import call

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from artifact_cases import CLASSES, leave_artifact
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model
 
+from artifact_cases import CLASSES, leave_artifact
 from matu.artifact import Artifact, load_artifact
 from matu.artifact.export import export
 from matu.artifact.forget import negate
+from matu.cli import run_command
 from matu.errors import ConfigError
+from matu.merge import merge
 from matu.tasks.images import decode
+from matu.vectors import unify
 
 STRANGER = """
 import json, sys
@@ -133,7 +137,7 @@ def test_an_adapter_is_of_the_standard_form_and_names_no_path(models: Path, tmp_
     leave_artifact(tmp_path / "a", str(models / "tiny-vit"))
     export(load_artifact(tmp_path / "a"), {"left": "."}, tmp_path / "to", models_root=models)
     names = {path.name for path in (tmp_path / "to").iterdir()}
-    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "config.json"}
+    assert names == {"README.md", "adapter_config.json", "adapter_model.safetensors", "config.json", "matu.json"}
     stated = json.loads((tmp_path / "to/adapter_config.json").read_text())
     assert stated["peft_type"] == "LORA"
     assert (stated["r"], stated["lora_alpha"], stated["base_model_name_or_path"]) == (4, 4.0, "tiny-vit")
@@ -141,6 +145,24 @@ def test_an_adapter_is_of_the_standard_form_and_names_no_path(models: Path, tmp_
     assert json.loads((tmp_path / "to/config.json").read_text())["id2label"] == {str(i): f"bar-{i}" for i in range(3)}
     for path in (tmp_path / "to").glob("*.json"):
         assert str(models) not in path.read_text()
+
+
+def test_exported_adapters_merge_from_their_shared_start_and_come_back(models: Path, tmp_path: Path) -> None:
+    weights = leave_artifact(tmp_path / "a", str(models / "tiny-vit"), start_b=0.1)
+    artifact = load_artifact(tmp_path / "a")
+    export(artifact, {task: task for task in artifact.tasks}, tmp_path / "to", models_root=models)
+    note = merge({task: tmp_path / "to" / task for task in weights}, tmp_path / "merged")
+    assert note["form"] == "shared_start"
+    assert run_command(["export", str(tmp_path / "merged"), "--all", "--to", str(tmp_path / "back")]) == 0
+    trained = torch.stack([artifact.vector(task) for task in weights])
+    unified = unify(trained)
+    start = artifact.trainer(models_root=models).model.start
+    for row, task in enumerate(weights):
+        tensors = load_file(tmp_path / "back" / task / "adapter_model.safetensors")
+        back = torch.cat([tensors[name].flatten() for name in sorted(tensors) if "lora_" in name])
+        torch.testing.assert_close(back, start + unified.modulate(row))
+    assert run_command(["inspect", str(tmp_path / "merged")]) == 2
+    assert run_command(["export", str(tmp_path / "merged"), "--task", "none", "--to", str(tmp_path / "no")]) == 2
 
 
 def test_what_peft_cannot_compute_is_refused_and_leaves_nothing(models: Path, tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from artifact_cases import leave_artifact
 from torch import Tensor
 
+from artifact_cases import leave_artifact
 from matu.artifact import Artifact, load_artifact
 from matu.artifact.forget import drop, negate
 from matu.errors import ConfigError

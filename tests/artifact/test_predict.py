@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from artifact_cases import leave_artifact
 from PIL import Image
 
+from artifact_cases import leave_artifact
 from matu.artifact import Artifact, load_artifact
 from matu.artifact.predict import evaluate, find_images, predict
 from matu.errors import ConfigError, DataError

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_cases import CLASSES, leave_artifact
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from artifact_cases import CLASSES, leave_artifact
 from matu.artifact import load_artifact
 from matu.errors import ConfigError, DataError
 from matu.vectors import unify

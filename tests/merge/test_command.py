@@ -41,7 +41,7 @@ def test_json_is_the_note_and_nothing_else(adapters: Path, capsys: pytest.Captur
         (["birds", "run/../birds", "--to", "out"], "two adapters are called 'birds'"),
         (["nowhere", "--to", "out"], "nowhere: no such folder"),
         (["a/b=birds", "--to", "out"], "task name 'a/b'"),
-        (["birds", "--to", "cars"], "cars: already there"),
+        (["birds", "--to", "cars"], "cars: there already"),
         (["birds", "--to", "out", "--assume-shared-start", "nowhere"], "nowhere: no such folder"),
     ],
 )

@@ -192,7 +192,7 @@ def test_a_mark_that_cannot_be_believed_is_refused(marked, tmp_path: Path, conte
 def test_nothing_is_left_where_merging_fails_and_nothing_is_overwritten(marked, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    with pytest.raises(ConfigError, match="already there"):
+    with pytest.raises(ConfigError, match="there already"):
         merge(marked, tmp_path / "used")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="keep their rank"):

@@ -10,6 +10,7 @@ from matu.artifact.card import export_card
 from matu.artifact.stored import CARD, Artifact
 from matu.errors import ConfigError
 from matu.files import new_folder
+from matu.merge import mark_start
 from matu.models import BUNDLED, locate, plain_model
 
 BACKBONE = "backbone"
@@ -47,7 +48,8 @@ def export(
     ConfigError
         If the folder is not empty, the backbone is another, or nothing but matu computes the logits.
     """
-    if artifact.note["adapter"]["lora"]["linearised"]:
+    lora = artifact.note["adapter"]["lora"]
+    if lora["linearised"]:
         raise ConfigError("features of this artifact are linear in the adapter, which PEFT cannot compute; no export")
     for task, place in places.items():
         if place != "." and (place != Path(place).name or place in ("..", BACKBONE)):
@@ -64,5 +66,12 @@ def export(
             head = artifact.packed.tensors[f"head/{task}"]
             plain = plain_model(trainer.model, source, head, artifact.classes(task), models_root=models_root)
             plain.save(part / place, merged=merged)
+            if not merged:  # so that matu merge knows that these began as one
+                mark_start(
+                    part / place,
+                    fingerprint=trainer.model.fingerprint,
+                    seed=lora["adapter_seed"],
+                    start_b=lora["start_b"],
+                )
             near = f"{'.' if place == '.' else '..'}/{BACKBONE}" if copied else ""
             (part / place / CARD).write_text(export_card(artifact.note, task, plain, near, merged=merged))

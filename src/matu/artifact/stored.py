@@ -239,7 +239,8 @@ def _check_kind(note: Any) -> None:
             f"{NOTE}: format {found!r}, this version of matu reads {FORMAT}; no other was ever released: run anew"
         )
     if note.get("kind") != KIND:
-        raise DataError(f"{NOTE}: kind {note.get('kind')!r}, expected '{KIND}', which a run leaves")
+        hint = "; of what matu merge wrote, matu export gives the adapters back" if note.get("kind") == "merged" else ""
+        raise DataError(f"{NOTE}: kind {note.get('kind')!r}, expected '{KIND}', which a run leaves{hint}")
 
 
 _NOTE: dict[str, Any] = {

@@ -97,7 +97,7 @@ class ExportArguments:
     """Write tasks as plain PEFT adapters, each with code in its README.md that uses it without matu."""
 
     artifact: tyro.conf.Positional[Path]
-    """Folder of a run, or of its artifact."""
+    """Folder of a run, of its artifact, or what matu merge wrote."""
     to: Path
     """New folder: of the one task, or with a folder a task."""
     task: str = ""
@@ -183,13 +183,32 @@ def export(arguments: list[str]) -> int:
     if asked.all and asked.task:
         raise ConfigError("--all and --task: only one of them")
     from matu.artifact.export import export as write
+    from matu.merge import is_merged
 
+    if is_merged(asked.artifact):
+        return _restore(asked)
     artifact, place = _open(asked.artifact), asked.place
     places = {task: task for task in artifact.tasks} if asked.all else {artifact.one_of(asked.task): "."}
     root = roots(Folders(models_root=place.models_root)).models
     write(artifact, places, asked.to, models_root=root, backbone=place.backbone, merged=asked.merged)
     for task, at in places.items():
         print(f"{task}: {asked.to / at}; README.md there says how to use it")
+    return DONE
+
+
+def _restore(asked: ExportArguments) -> int:
+    """matu export of what matu merge wrote."""
+    from matu.merge import merged_tasks, restore
+
+    tasks = merged_tasks(asked.artifact)
+    if asked.merged:
+        raise ConfigError("--merged: adapters of matu merge are given back as adapters; PEFT merges one into its model")
+    if not asked.all and asked.task not in tasks:
+        raise ConfigError(f"--task {asked.task}: expected one of {', '.join(tasks)}, or --all")
+    for task in tasks if asked.all else [asked.task]:
+        place = asked.to / task if asked.all else asked.to
+        restore(asked.artifact, task, place)
+        print(f"{task}: {place}")
     return DONE
 
 

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from matu.errors import ConfigError, DataError
+from matu.files import new_folder
 from matu.merge.adapters import CONFIG, WEIGHTS, Adapter, require_one_base
 from matu.merge.card import card
 from matu.merge.factors import product
 from matu.merge.forms import Form, SharedStart, WeightChange
-from matu.merge.merged import FORMAT, HEADS, MASK, NOTE, START, TASK_NAME, UNIFIED, VECTOR, Merged, new_folder
+from matu.merge.merged import FORMAT, HEADS, MASK, NOTE, START, TASK_NAME, UNIFIED, VECTOR, Merged
 from matu.merge.start import Start, read_mark
 from matu.merge.tensor_file import tensor_file
 from matu.vectors.merging import KEEP, SCALE, Trim, agreeing_mean

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from matu.errors import ConfigError, DataError
+from matu.files import new_folder
 from matu.merge.adapters import CONFIG, WEIGHTS
 from matu.merge.start import start_of
 from matu.merge.tensor_file import tensor_file
@@ -27,6 +26,21 @@ FORMAT, NOTE, UNIFIED, HEADS = 2, "artifact.json", "unified.safetensors", "heads
 TASK_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
 VECTOR, MASK, START = "vector.", "mask.", "start."
 """What stands before a matrix's name in `unified.safetensors`."""
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether `matu merge` wrote the folder."""
+    try:
+        note = json.loads((folder / NOTE).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(note, dict) and note.get("kind") == "merged"
+
+
+def merged_tasks(folder: Path) -> list[str]:
+    """Names of a merged folder's tasks; DataError if it is broken."""
+    with ExitStack() as files:
+        return Merged(folder, files).tasks
 
 
 def restore(folder: Path, task: str, to: Path) -> None:
@@ -169,17 +183,3 @@ class Merged:
         if found.dtype != torch.float32 or not torch.isfinite(found).all() or shape not in (None, tuple(found.shape)):
             raise DataError(f"{self._path}: {key}: expected finite float32 {list(shape or found.shape)}")
         return found
-
-
-@contextmanager
-def new_folder(to: Path) -> Iterator[Path]:
-    """Give a folder beside `to` that takes its place at the end, and vanishes if anything fails."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to}: already there; expected a new folder, or an empty one")
-    part = to.with_name(f".{to.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        os.replace(part, to)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
