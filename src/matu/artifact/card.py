@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -50,7 +51,7 @@ Accuracy is on each task's test images, in %: *artifact* of what lies here, *del
 
 ```
 matu inspect .
-matu predict . photo.jpg --task {next(iter(tasks))}
+matu predict . photo.jpg --task {shlex.quote(next(iter(tasks)))}
 matu export . --all --to adapters          # plain PEFT adapters
 ```
 
