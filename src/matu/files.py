@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +129,10 @@ def keep_lines(path: Path, last_round: int) -> None:
     write_atomic(path, b"".join(line + b"\n" for line in lines[:last_round]))
 
 
+HELD_S = 0.5
+"""Seconds that a folder may be held by others before it counts as held: `is_held` holds it for a moment."""
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when it is complete; what fails leaves nothing.
@@ -156,8 +161,26 @@ def new_folder(path: Path) -> Iterator[Path]:
 def only_one(out: Path) -> Iterator[None]:
     """Hold a folder: two processes at work in one would ruin it."""
     with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{out}: another process is at work on this run; wait for it, or stop it") from None
+        give_up = time.monotonic() + HELD_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    message = f"{out}: another process is at work on this run; wait for it, or stop it"
+                    raise ConfigError(message) from None
+                time.sleep(0.02)
         yield
+
+
+def is_held(out: Path) -> bool:
+    """Whether a process holds the folder."""
+    try:
+        with open(out / ".lock", "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

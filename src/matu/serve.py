@@ -29,7 +29,12 @@ Tell = Callable[[str], None]
 
 
 def serve(
-    server: ServerFile, folder: Path, models: Path | None, remote_of: Callable[[bytes], Remote], tell: Tell
+    server: ServerFile,
+    folder: Path,
+    models: Path | None,
+    remote_of: Callable[[bytes], Remote],
+    tell: Tell,
+    also: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run, or go on with, the federation of a folder to its end.
 
@@ -45,6 +50,8 @@ def serve(
         From the plan for all sites to what asks them.
     tell
         Takes a line for people.
+    also
+        Takes each round's line of `metrics.jsonl` once it is on the disk.
 
     Returns
     -------
@@ -75,7 +82,7 @@ def serve(
         method = kind(Problem(classes, trainer.model.layout, trainer.model.backbone.features), config)
         host = Server(
             config, method, roster, remote_of(Plan(config).encode()), folder, run, codecs_of(config.wire)[1],
-            server.listening.min_sites, tell,
+            server.listening.min_sites, tell, also=also,
         )  # fmt: skip
         progress = host.rounds()
         host.gather(progress.round + 1)  # also where the rounds were done before a restart
@@ -108,8 +115,17 @@ def number_of(server: ServerFile, folder: Path) -> str:
             raise ConfigError(f"{folder}: was begun with another configuration; restore it, or take another folder")
         return run
     run = secrets.token_hex(16)
-    write_atomic(path, json.dumps({"run": run, "config": digest}).encode())
+    note = {"run": run, "config": digest, "settings": _settings(server)}
+    write_atomic(path, json.dumps(note).encode())
     return run
+
+
+def _settings(server: ServerFile) -> dict[str, Any]:
+    """Of its configuration, what says something here."""
+    table = config_table(server.config)
+    table.pop("tasks")
+    table["federation"] = {name: table["federation"][name] for name in ("method", "options", "rounds", "participation")}
+    return table
 
 
 def _as_known(name: str, classes: tuple[str, ...]) -> Task:
@@ -123,9 +139,6 @@ def _result(
 ) -> dict[str, Any]:
     config, totals = server.config, progress.totals
     delivered = by_tasks(scores)
-    table = config_table(config)
-    table.pop("tasks")
-    table["federation"] = {name: table["federation"][name] for name in ("method", "options", "rounds", "participation")}
     return {
         "run": run,
         "method": config.federation.method,
@@ -143,6 +156,6 @@ def _result(
         "failures": totals.failures,
         "bytes": bytes_of(totals),
         "seconds": {"total": totals.total_s, "waiting": totals.training_s, "aggregation": totals.aggregation_s},
-        "config": table,
+        "config": _settings(server),
         "versions": versions(),
     }  # fmt: skip

@@ -28,7 +28,8 @@ from matu.files import append_line, finish_before_interrupt, keep_lines, only_on
 from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
 from matu.methods.base import parse_options
 from matu.methods.individual import Alone, individual
-from matu.report import Display, build_result
+from matu.report import Display
+from matu.report.result import build_result
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task, class_list, held_out
 from matu.tasks.partition import partition
@@ -84,6 +85,9 @@ class Run:
 Carrier = Callable[[Run, Mapping[str, Site]], AbstractContextManager[Transport]]
 """From a run and its sites to what carries messages to them and back, and leaves each with its memory."""
 
+Also = Callable[[Mapping[str, Any]], None]
+"""Takes each round's line too."""
+
 
 def in_this_process(run: Run, sites: Mapping[str, Site]) -> AbstractContextManager[Transport]:
     """Sites answer one after another, here."""
@@ -92,7 +96,7 @@ def in_this_process(run: Run, sites: Mapping[str, Site]) -> AbstractContextManag
 
 def simulate(
     config: RunConfig, out: Path, roots: Roots, display: Display, *, resume: bool = False,
-    carrier: Carrier = in_this_process,
+    carrier: Carrier = in_this_process, also: Also = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a federation of sites on this machine to its end, and leave a run folder.
 
@@ -108,6 +112,8 @@ def simulate(
         Shows progress.
     carrier
         How sites are reached.
+    also
+        Takes each round's line of `metrics.jsonl` once it is on the disk.
 
     Returns
     -------
@@ -135,7 +141,7 @@ def simulate(
             write_atomic(out / "config.toml", write_config(run.config))
         if isinstance(run.method, Reference):
             return _alone(run, run.method, display)
-        return _federate(run, run.method, display, carrier, resume=resume)
+        return _federate(run, run.method, display, carrier, also, resume=resume)
 
 
 def _check_new(out: Path) -> None:
@@ -199,7 +205,9 @@ def _alone(run: Run, reference: Reference, display: Display) -> dict[str, Any]:
     return _write_result(run, _result(run, Progress(0, {}, totals), evaluation, 0.0, display))
 
 
-def _federate(run: Run, method: Method, display: Display, carrier: Carrier, *, resume: bool) -> dict[str, Any]:
+def _federate(
+    run: Run, method: Method, display: Display, carrier: Carrier, also: Also, *, resume: bool
+) -> dict[str, Any]:
     """A federated method: rounds from the checkpoint on, evaluation, artifact."""
     out, f, seed = run.out, run.config.federation, run.config.machine.seed
     trainer = dataclasses.replace(run.trainer, objective=method.objective)
@@ -218,7 +226,7 @@ def _federate(run: Run, method: Method, display: Display, carrier: Carrier, *, r
             {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed,
             down, run.config.defence,
         )  # fmt: skip
-        progress = _rounds(run, federation, evaluator, progress, sites, display)
+        progress = _rounds(run, federation, evaluator, progress, sites, display, also)
     display.say("evaluating on all test images")
     began = time.perf_counter()
     evaluation = evaluator.at_the_end(progress.state)
@@ -240,7 +248,7 @@ def _federate(run: Run, method: Method, display: Display, carrier: Carrier, *, r
 
 def _rounds(
     run: Run, federation: Federation, evaluator: Evaluator, progress: Progress, sites: Mapping[str, Site],
-    display: Display,
+    display: Display, also: Also,
 ) -> Progress:  # fmt: skip
     e, total = run.config.evaluation, run.config.federation.rounds
 
@@ -257,6 +265,7 @@ def _rounds(
         append_line(run.out / "metrics.jsonl", json.dumps(line, allow_nan=False))
         clock = evaluator.trainer.clock
         display.round(line, total, clock.train_images / max(clock.train_s, 1e-9))
+        also(line)
 
     display.start_rounds(progress.round, total)
     try:

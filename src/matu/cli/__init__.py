@@ -22,6 +22,8 @@ matu: many-task federated fine-tuning with one unified task vector
   matu evaluate measure it on test images
   matu export   write its tasks as plain PEFT adapters
   matu forget   write it without a task, or with a task negated
+  matu report   a page of a run, or of several side by side
+  matu watch    follow a run in the terminal
   matu tasks    list and check tasks: classes, counts, a contact sheet
   matu methods  list the methods and their options
   matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
@@ -36,6 +38,7 @@ matu COMMAND --help tells the options of a command; matu --version the version.
 COMMANDS = {
     **dict.fromkeys(("run", "simulate"), "matu.cli.run"),
     **dict.fromkeys(("compare",), "matu.cli.compare"),
+    **dict.fromkeys(("report", "watch"), "matu.cli.report"),
     **dict.fromkeys(("tasks", "methods", "bits"), "matu.cli.show"),
     **dict.fromkeys(("relate",), "matu.cli.relate"),
     **dict.fromkeys(("merge",), "matu.cli.merge"),

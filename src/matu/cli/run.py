@@ -22,8 +22,10 @@ from matu.cli.common import (
     value_of,
     with_whole_paths,
 )
+from matu.cli.report import leave_report
 from matu.config import RunConfig, read_config
 from matu.errors import ConfigError
+from matu.report.sinks import SinkName, Sinks, check_sinks
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class RunArguments:
     """Run folder to go on with after the last finished round; takes no other settings."""
     json: bool = False
     """Print result.json alone on stdout, nothing on stderr but errors."""
+    report: bool = True
+    """Leave report.html in the run folder."""
+    sinks: tuple[SinkName, ...] = ()
+    """Who is told the rounds besides, each an extra: tensorboard, mlflow, wandb."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +115,24 @@ def _simulate(config: RunConfig, out: Path, parsed: RunArguments, command: str, 
     from matu.report import Display, print_result
     from matu.simulate import simulate
 
+    check_sinks(parsed.sinks)
+    display = Display(quiet=parsed.json)
+    sinks = Sinks(parsed.sinks, out, display.say)
     try:
         result = simulate(
-            config, out, roots(parsed.folders), Display(quiet=parsed.json), resume=parsed.resume is not None, **how
+            config, out, roots(parsed.folders), display, resume=parsed.resume is not None, also=sinks, **how
         )
     except KeyboardInterrupt:
         said = "nothing was begun, no folder is left; start again"
         if (out / "config.toml").is_file():
-            said = " ".join([f"go on with: matu {command} --resume", str(out), *flags(parsed.folders)])
+            named = ["--sinks", *parsed.sinks] if parsed.sinks else []
+            said = " ".join([f"go on with: matu {command} --resume", str(out), *flags(parsed.folders), *named])
         print(f"\nmatu: stopped; {said}", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        sinks.close()
+    if parsed.report:
+        leave_report(out)
     if parsed.json:
         print(json.dumps(result, indent=1))
     else:

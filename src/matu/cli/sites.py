@@ -14,6 +14,8 @@ from typing import NoReturn
 import tyro
 
 from matu.cli.common import DONE, INTERRUPTED, prepare_libraries
+from matu.cli.report import leave_report
+from matu.report.sinks import SinkName, check_sinks
 
 _NOT_SECURED = "no TLS and no keys: whoever reaches the port takes part, and whoever listens reads every update"
 
@@ -48,6 +50,10 @@ class ServerArguments:
     """With --insecure: on any address."""
     json: bool = False
     """Print result.json alone on stdout."""
+    report: bool = True
+    """Leave report.html in the run folder."""
+    sinks: tuple[SinkName, ...] = ()
+    """Who is told the rounds besides, each an extra: tensorboard, mlflow, wandb."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,12 @@ def server(arguments: list[str]) -> int:
     from matu.federation.server_file import read_server
 
     found = read_server(asked.config)
+    check_sinks(asked.sinks)
     models = asked.models_root or (Path(os.environ["MATU_MODELS"]) if os.environ.get("MATU_MODELS") else None)
     _warn(asked.insecure)
     deployment = Deployment(
         asked.config, found, asked.out, models, asked.insecure, asked.insecure_anywhere,
-        lambda text: print(text, file=sys.stderr if asked.json else sys.stdout, flush=True),
+        lambda text: print(text, file=sys.stderr if asked.json else sys.stdout, flush=True), asked.sinks,
     )  # fmt: skip
     signal.signal(signal.SIGTERM, _end)
     try:
@@ -100,12 +107,15 @@ def server(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"\nmatu: stopped; the same command goes on with {asked.out}", file=sys.stderr)
         return INTERRUPTED
+    if asked.report:
+        leave_report(asked.out)
     if asked.json:
         print(json.dumps(result, indent=1))
         return DONE
     for task, found_ in result["accuracy"].items():
         print(f"{task}: {100 * found_['delivered']:.1f} % delivered")
-    print(f"{asked.out}: result.json  sites.json  metrics.jsonl  checkpoint/  artifact/")
+    page = "  report.html" if (asked.out / "report.html").is_file() else ""
+    print(f"{asked.out}: result.json  sites.json  metrics.jsonl  checkpoint/  artifact/{page}")
     return DONE
 
 

@@ -1,6 +1,5 @@
-"""What a run shows and leaves: progress, table, result."""
+"""What a run shows and leaves: progress, table, result, page."""
 
 from matu.report.console import Display, print_result
-from matu.report.result import build_result
 
-__all__ = ["Display", "build_result", "print_result"]
+__all__ = ["Display", "print_result"]

@@ -54,7 +54,7 @@ class Display:
         left = spent / (number - self._first) * (total - number)
         loss = "loss -" if line["loss"] is None else f"loss {line['loss']:.3f}"
         parts = [counted(len(line["tasks"]), "task"), loss, self._accuracy, f"{images_per_second:.0f} images/s"]
-        facts = "  ".join([part for part in parts if part] + [f"{_span(left)} left"])
+        facts = "  ".join([part for part in parts if part] + [f"{span(left)} left"])
         if self._live:
             self._live.update(self._live.task_ids[0], completed=number, facts=facts)
         else:
@@ -69,7 +69,8 @@ class Display:
             self._live = None
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Seconds for people: 43 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
@@ -105,6 +106,8 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
         left += ["metrics.jsonl", "checkpoint/"]
     if result["mean_accuracy"]["artifact"] is not None:
         left.append("artifact/")
+    if (out / "report.html").is_file():
+        left.append("report.html")
     console.print(f"  {'  '.join(left)}", markup=False)
 
 

@@ -44,6 +44,8 @@ class Deployment:
         No TLS and no keys: whoever reaches the port takes part; on other addresses than 127.0.0.1 too.
     tell
         Takes a line for people.
+    sinks
+        Names of those that are told the rounds besides.
     """
 
     file: Path
@@ -53,6 +55,7 @@ class Deployment:
     insecure: bool
     anywhere: bool
     tell: Callable[[str], None]
+    sinks: tuple[str, ...] = ()
 
     @property
     def home(self) -> Path:
@@ -97,7 +100,7 @@ class Deployment:
                     orders.admit(site, self.server.certificates / f"{site}.pub")
             orders.start({
                 "folder": str(self.folder.resolve()), "config": str(self.file.resolve()),
-                "models": str(self.models.resolve()) if self.models else "",
+                "models": str(self.models.resolve()) if self.models else "", "sinks": " ".join(self.sinks),
             })  # fmt: skip
             result = self._follow(superlink, orders)
             with contextlib.suppress(FlowerError):

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from matu.federation.flower.remote import FlowerRemote
 from matu.federation.server_file import read_server
 from matu.files import append_line, write_atomic
+from matu.report.sinks import Sinks
 from matu.serve import serve
 
 app = ServerApp()
@@ -23,12 +24,19 @@ def main(grid: Grid, context: Context) -> None:
     server = read_server(Path(str(context.run_config["config"])))
     models = str(context.run_config["models"])
     listening = server.listening
+
+    def tell(text: str) -> None:
+        append_line(folder / "server.log", text)
+
+    sinks = Sinks(str(context.run_config["sinks"]).split(), folder, tell)
     try:
         serve(
             server, folder, Path(models) if models else None,
             lambda plan: FlowerRemote(grid, plan, listening.min_sites, listening.deadline_s),
-            lambda text: append_line(folder / "server.log", text),
+            tell, sinks,
         )  # fmt: skip
     except Exception as error:  # whatever it was: the command that waits must not learn it from Flower, minutes later
         write_atomic(folder / "failed.json", json.dumps({"error": str(error), "kind": type(error).__name__}).encode())
         raise
+    finally:
+        sinks.close()

@@ -1,0 +1,38 @@
+"""From templates to pages."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from matu.report.charts import sized
+from matu.report.console import span
+from matu.words import counted
+
+
+def render(template: str, **content: Any) -> str:
+    """A page from its template: what is filled in is escaped, and no script but the template's own may run."""
+    script = (Path(__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _templates().get_template(template).render(script=Markup(script), script_sha256=digest, **content)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("matu.report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters.update(percent=percent, sized=sized, span=span, counted=counted)
+    return found
+
+
+def percent(share: float | None) -> str:
+    """A share in per cent, one decimal; a dash for none."""
+    return "–" if share is None else f"{100 * share:.1f}"
