@@ -4,12 +4,14 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint bench clean
+.PHONY: help demo test test-long test-browser test-sinks lint bench clean
 
 help:
 	@echo "make demo       install, then run the main job on the bundled tasks (about 3 minutes)"
 	@echo "make test       install, then run the tests, two at a time: one line of them over Flower's processes, which mostly wait"
 	@echo "make test-long  the heavier checks: 10,000 random cases against the oracle"
+	@echo "make test-browser  the report in Chromium, which must be installed, and what axe-core (npm) finds"
+	@echo "make test-sinks    installs TensorBoard, MLflow and Weights & Biases too, then tells them rounds, offline"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks of the server's mathematics"
 
@@ -28,6 +30,14 @@ test: $(STAMP)
 test-long: $(STAMP)
 	MATU_HYPOTHESIS=long $(BIN)/python -m pytest tests/vectors --timeout 3600 -o faulthandler_timeout=0
 	$(BIN)/python -m pytest -m long -o faulthandler_timeout=0
+
+test-browser: $(STAMP)
+	npm install --silent --no-save --prefix build/axe axe-core@4
+	MATU_AXE=build/axe/node_modules/axe-core/axe.min.js $(BIN)/python -m pytest -m browser
+
+test-sinks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tensorboard,mlflow,wandb]'
+	$(BIN)/python -m pytest -m sinks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
