@@ -38,11 +38,11 @@ matu COMMAND --help tells the options of a command; matu --version the version.
 COMMANDS = {
     **dict.fromkeys(("run", "simulate"), "matu.cli.run"),
     **dict.fromkeys(("compare",), "matu.cli.compare"),
-    **dict.fromkeys(("report", "watch"), "matu.cli.report"),
     **dict.fromkeys(("tasks", "methods", "bits"), "matu.cli.show"),
     **dict.fromkeys(("relate",), "matu.cli.relate"),
     **dict.fromkeys(("merge",), "matu.cli.merge"),
     **dict.fromkeys(("inspect", "predict", "evaluate", "export", "forget"), "matu.cli.artifact"),
+    **dict.fromkeys(("report", "watch"), "matu.cli.report"),
     **dict.fromkeys(("certs", "server", "site"), "matu.cli.sites"),
 }
 """By command, the module that is loaded when it is called; it has a function of that name."""

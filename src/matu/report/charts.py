@@ -179,10 +179,9 @@ def heat_map(found: Similarity) -> HeatMap:
     pairs = [(i, j) for i in range(count) for j in range(count) if i != j]
     low, high = (float(edge(values[pair] for pair in pairs)) for edge in (min, max))
     high = max(high, low + LEAST_SPAN)
-    decimals = 2 if high - low > 0.05 else 3
     cells = [
         (left + j * side, top + i * side, round((float(values[i, j]) - low) / (high - low), 3),
-         f"{values[i, j]:.{decimals}f}".removeprefix("0"))
+         f"{values[i, j]:.3f}".removeprefix("0"))
         for i, j in pairs
     ]  # fmt: skip
     highest = max(bar for _, (_, _, bar) in found.joins) or 1.0

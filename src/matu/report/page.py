@@ -33,6 +33,8 @@ def write_report(folders: Sequence[Path], to: Path) -> list[Path]:
     ConfigError, DataError
         Before anything is written, for a folder that holds no run, or one that cannot be read.
     """
+    if to.exists() and not to.is_dir():
+        raise ConfigError(f"--to {to}: there already, and no folder")
     runs = [read_run(folder) for folder in _opened(folders)]
     if len(runs) == 1:
         pages = {"index.html": run_page(runs[0])}
