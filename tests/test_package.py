@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_types_backbone_and_licence_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert "matu/py.typed" in names
+    assert {"matu/py.typed", "matu/report/templates/run.html", "matu/report/templates/page.css"} <= set(names)
     assert {"config.json", "model.safetensors", "README.md"} <= {
         Path(name).name for name in names if name.startswith("matu/models/vit_mini/")
     }

@@ -1,6 +1,7 @@
 """Sinks: each round once, and nothing that a sink does ends a run. Those marked `sinks` talk to the real libraries."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from pages import made_up_run
 
 import matu.report.sinks as sinks_module
 from matu.cli import run_command
+from matu.config import write_config
 from matu.errors import ConfigError
 from matu.report import Display
 from matu.report.sinks import Sinks, check_sinks, values_of
 from matu.roots import Roots
 from matu.simulate import simulate
 from test_simulate import small
+
+PAGE = Path(__file__).parents[2] / "docs" / "report.md"
 
 
 class Kept:
@@ -127,6 +131,19 @@ def test_a_sink_that_is_not_installed_is_told_before_any_work(
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="--sinks nowhere: unknown; expected some of tensorboard, mlflow, wandb"):
         check_sinks(["nowhere"])
+
+
+def test_the_function_of_the_documentation_is_told(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "configs").mkdir()
+    tasks = tuple(str(tiny_data / name) for name in ("left", "right"))
+    (tmp_path / "configs/demo.toml").write_bytes(write_config(small(tiny_vit, rounds=2, tasks=tasks)))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert told == [["ROUND", "1"], ["ROUND", "2"]]
 
 
 def tell_all(name: str, folder: Path) -> list[dict[str, Any]]:
