@@ -121,6 +121,10 @@ def test_a_server_waits_with_its_folder_held(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "flower").mkdir()
     (tmp_path / "run.json").write_text(json.dumps({"run": "ab" * 16, "config": "", "settings": settings}))
     with only_one(tmp_path / "flower"):
+        (tmp_path / "run.json").rename(tmp_path / "later")
+        assert run_command(["watch", str(tmp_path), "--once"]) == 0
+        assert "at work  no round done yet" in capsys.readouterr().out
+        (tmp_path / "later").rename(tmp_path / "run.json")
         assert run_command(["watch", str(tmp_path), "--once"]) == 0
     assert "matu  at work  no round done yet" in capsys.readouterr().out
 

@@ -18,6 +18,8 @@ from matu.errors import ConfigError, DataError
 
 KINDS = ("individual", "server", "delivered", "artifact")
 """Accuracies of a task, in the order in which tables show them."""
+SIGNS = ("result.json", "metrics.jsonl", "config.toml", "run.json", ".lock", "flower/.lock")
+"""Files of which a run folder has one at least; of a server that starts, the last alone."""
 Curve = list[tuple[int, float]]
 """Pairs of round and share, rounds ascending."""
 
@@ -154,7 +156,7 @@ def read_run(path: Path) -> RunFolder:
     if not path.is_dir():
         raise ConfigError(f"{path}: no such folder; expected the folder of a run")
     result, note = read_json(path / "result.json"), read_json(path / "run.json")
-    if not any((path / name).is_file() for name in ("result.json", "metrics.jsonl", "config.toml", "run.json")):
+    if not any((path / name).is_file() for name in SIGNS):
         raise ConfigError(f"{path}: holds no run (no result.json, no metrics.jsonl, no config.toml)")
     settings = table(result.get("config")) or table(note.get("settings")) or _config(path / "config.toml")
     totals = table(read_json(path / "checkpoint" / "checkpoint.json").get("totals"))
