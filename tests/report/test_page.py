@@ -115,8 +115,8 @@ def test_curves_strip_and_counts_are_those_of_the_lines(tmp_path: Path) -> None:
 def test_a_run_under_way_has_a_page_without_paths(tmp_path: Path) -> None:
     found = read(write_report([made_up_run(tmp_path / "run", finished=False)], tmp_path / "page"))
     assert "not finished: round 6 of 12" in found.text
-    assert found.tables[0][0] == ["task", "classes", "chance", "server", "delivered", "normalised"]
-    assert found.tables[0][1][4] == "31.6"
+    assert found.tables[0][0] == ["task", "server", "delivered"]
+    assert found.tables[0][1] == ["task-0", "31.6", "31.6"]
     assert "/secret" not in (tmp_path / "page/index.html").read_text()
 
 
@@ -137,8 +137,13 @@ def test_a_server_s_run_has_a_page(tmp_path: Path) -> None:
     result["accuracy"] = {task: {"delivered": one["delivered"]} for task, one in result["accuracy"].items()}
     result["seconds"] = {"total": 20.0, "waiting": 15.0, "aggregation": 1.0}
     (folder / "result.json").write_text(json.dumps(result))
+    (folder / "checkpoint").mkdir()
+    totals = {"total_s": 20.0, "training_s": 15.0, "aggregation_s": 1.0, "evaluation_s": 2.0}
+    (folder / "checkpoint/checkpoint.json").write_text(json.dumps({"totals": totals, "state": "none"}))
     found = read(write_report([folder], tmp_path / "page"))
     assert "waiting for sites 15 s (75 %)" in found.text
+    assert "the rest 4 s (20 %)" in found.text
+    assert found.tables[0][0] == ["task", "classes", "chance", "delivered"]
     assert ["north", "0", "0", "task-0"] in [row for table in found.tables for row in table]
 
 

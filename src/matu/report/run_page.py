@@ -42,10 +42,12 @@ def run_page(run: RunFolder, name: str = "", above: str = "") -> str:
         similar, unreadable = similarity_of(run.path), ""
     except DataError as error:
         similar, unreadable = None, str(error)
-    failures = run.failures()
+    failures, rows = run.failures(), _rows(run, shown)
     return render(
         "run.html", run=run, name=name or run.name, above=above, about=_about(run), state=state_of(run),
-        figures=_figures(run), shown=shown, meanings=MEANINGS, rows=_rows(run, shown), means=_means(run, shown),
+        figures=_figures(run), shown=shown, meanings=MEANINGS, rows=rows,
+        known=[what for what in ("classes", "chance", "ratio") if any(row[what] is not None for row in rows)],
+        means=_means(run, shown),
         curves=_curve_panels(run), loss=_loss(run), similar=similar, heat=heat_map(similar) if similar else None,
         pairs=_pairs(similar), unreadable=unreadable,
         strip=strip(run.lines, run.clients) if run.lines and run.clients else None, clients=_clients(run),
@@ -184,11 +186,11 @@ def _bytes(run: RunFolder) -> list[dict[str, Any]]:
 
 def _spent(run: RunFolder) -> list[tuple[str, float, float]]:
     """What the time went to: name, seconds, share of all."""
-    seconds, totals = table(run.result.get("seconds")), run.totals
-    total = number(seconds.get("total")) or number(totals.get("total_s"))
+    seconds = table(run.result.get("seconds")) or {key.removesuffix("_s"): v for key, v in run.totals.items()}
+    total = number(seconds.get("total"))
     if not total:
         return []
-    found = [(label, number(seconds.get(key, totals.get(f"{key}_s")))) for key, label in SPENT.items()]
+    found = [(label, number(seconds.get(key))) for key, label in SPENT.items()]
     known = [(label, value) for label, value in found if value]
     rest = total - sum(value for _, value in known)
     known += [("the rest", rest)] if rest > 0.005 * total else []

@@ -131,7 +131,8 @@ def frame(run: RunFolder, *, at_work: bool) -> RenderableType:
     if run.lines:
         parts.append(Text(_last(run)))
     if any(run.accuracy(task, "delivered") is not None for task in run.tasks):
-        parts.append(_accuracies(run))
+        at = "at the end" if run.finished else f"after round {run.evaluations[-1]['round']}"
+        parts += [Text(f"test accuracy in %, {at}"), _accuracies(run)]
     failures = run.failures()
     if failures:
         parts.append(Text(f"{counted(len(failures), 'answer')} left out, the last:", style="bold"))
@@ -166,8 +167,7 @@ def _last(run: RunFolder) -> str:
 
 def _accuracies(run: RunFolder) -> Table:
     kinds = [k for k in ("delivered", "server") if any(run.accuracy(task, k) is not None for task in run.tasks)]
-    at = "at the end" if run.finished else f"after round {run.evaluations[-1]['round']}"
-    shown = Table(title=f"test accuracy in %, {at}", title_justify="left", title_style="", show_edge=False)
+    shown = Table(show_edge=False)
     shown.add_column("task")
     for kind in kinds:
         shown.add_column(kind, justify="right")
