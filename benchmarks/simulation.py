@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 THREADS = 2
 RIVALS = HERE / "rivals"
 PROGRAMS = {
-    "matu run, fedavg": "fedavg", "matu run, matu": "matu",
+    "matu run, fedavg": "fedavg", "matu run, fedavg, one thread": "fedavg 1", "matu run, matu": "matu",
     "flower on ray, float32": ["flower_ray.py"], "flower on ray, bf16 autocast": ["flower_ray.py", "--bf16"],
     "pfl-research, float32": ["pfl_in_process.py"], "pfl-research, bf16 autocast": ["pfl_in_process.py", "--bf16"],
 }  # fmt: skip
@@ -83,8 +83,12 @@ def leave_world(config: RunConfig, world: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ours(config: RunConfig, method: str, folder: Path) -> tuple[Watched, dict[str, Any]]:
-    asked = dataclasses.replace(config, federation=dataclasses.replace(config.federation, method=method))
+def ours(config: RunConfig, program: str, folder: Path) -> tuple[Watched, dict[str, Any]]:
+    method, _, threads = program.partition(" ")
+    asked = dataclasses.replace(
+        config, federation=dataclasses.replace(config.federation, method=method),
+        machine=dataclasses.replace(config.machine, threads=int(threads or THREADS)),
+    )  # fmt: skip
     (folder / "run.toml").write_bytes(write_config(asked))
     out = folder / "run"
     words = [sys.executable, "-m", "matu", "run", "--json", "--config", str(folder / "run.toml"), "--out", str(out)]
