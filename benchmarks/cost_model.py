@@ -30,9 +30,9 @@ from matu.config import RunConfig
 from matu.federation.checkpoint import Progress, save_checkpoint
 from matu.federation.rounds import Federation, codecs_of, run_rounds
 from matu.methods import Local, Problem
-from matu.methods.matu import Matu
+from matu.methods.matu import Matu, seen_tasks
 from matu.training import Weights
-from matu.vectors import Layout
+from matu.vectors import Layout, similarity_of_rows
 from matu.vectors.accumulate import WAITING_BYTES
 from matu.wire import Envelope, Header, encode
 from server_round import updates
@@ -131,10 +131,10 @@ def full(method: Matu) -> dict[str, torch.Tensor]:
     draw, state = torch.Generator().manual_seed(1), dict[str, torch.Tensor]()
     for task in method.problem.tasks:
         state[f"mean/{task}"] = 1e-3 * torch.randn(method.problem.dim, generator=draw)
-        state[f"mask/{task}"] = torch.ones(method.problem.dim)
-        state[f"vector/{task}"] = state[f"mean/{task}"].clone()
+        state[f"votes/{task}"] = torch.ones(method.problem.dim, dtype=torch.uint8)
+        state[f"holders/{task}"] = torch.tensor(1)
         state[f"head/{task}"] = torch.randn(method.problem.head_shape(task), generator=draw)
-    return state
+    return state | {"similarity": similarity_of_rows([state[f"mean/{task}"] for task in seen_tasks(state)])}
 
 
 def peak_mb() -> float:

@@ -254,7 +254,7 @@ def kill_and_resume(home: Path, moments: int, rounds: int) -> None:
     whole, cut = (json.loads((home / name / "result.json").read_text()) for name in ("whole", "cut"))
     assert without_times(cut) == without_times(whole)
     assert json.loads(said) == cut
-    for name in ("artifact/unified.safetensors", "artifact/artifact.json", "config.toml"):
+    for name in ("artifact/artifact.safetensors", "artifact/artifact.json", "config.toml"):
         assert (home / "cut" / name).read_bytes() == (home / "whole" / name).read_bytes()
 
     def lines(name: str) -> list[dict[str, Any]]:

@@ -83,7 +83,9 @@ def test_sites_elsewhere_end_with_the_numbers_of_sites_here(
     assert server.measure(there, "finish").keys() == weights.keys()
     for site, expected in weights.items():
         kept = load_artifact(tmp_path / site).packed
-        assert equal(kept.tensors, Packed.of(expected, separate=False).tensors), "with what the last round left there"
+        assert equal(kept.tensors, Packed.of(expected, separate=server.method.separate).tensors), (
+            "with what the last round left there"
+        )
 
 
 class StoppedError(Exception):
