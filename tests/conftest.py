@@ -42,6 +42,16 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def place(tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, from which commands find the tiny ViT, the three tasks and a cache of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MATU_DATA", str(tiny_data))
+    monkeypatch.setenv("MATU_MODELS", str(tiny_vit.parent))
+    monkeypatch.setenv("MATU_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         faulthandler.dump_traceback_later(EXIT_S, exit=True, file=sys.__stderr__)

@@ -18,18 +18,14 @@ from world import images_of
 
 
 @pytest.fixture
-def home(tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(place: Path, tiny_vit: Path) -> Path:
     """A run folder with an artifact, and three photos of which one is broken."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MATU_DATA", str(tiny_data))
-    monkeypatch.setenv("MATU_MODELS", str(tiny_vit.parent))
-    monkeypatch.setenv("MATU_CACHE", str(tmp_path / "cache"))
-    leave_artifact(tmp_path / "run/artifact", str(tiny_vit))
-    (tmp_path / "photos").mkdir()
+    leave_artifact(place / "run/artifact", str(tiny_vit))
+    (place / "photos").mkdir()
     for label in (0, 1):
-        Image.fromarray(images_of(label, 1, 0)[0]).save(tmp_path / f"photos/{label}.png")
-    (tmp_path / "photos/bad.png").write_bytes(b"\x89PNG")
-    return tmp_path
+        Image.fromarray(images_of(label, 1, 0)[0]).save(place / f"photos/{label}.png")
+    (place / "photos/bad.png").write_bytes(b"\x89PNG")
+    return place
 
 
 def test_inspect_says_what_it_weighs_and_how_alike_tasks_are(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

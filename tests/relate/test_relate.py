@@ -37,13 +37,9 @@ MEASURES = ("sign", "cosine", "fim", "e_tran", "wte")
 
 
 @pytest.fixture
-def home(tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MATU_DATA", str(tiny_data))
-    monkeypatch.setenv("MATU_MODELS", str(tiny_vit.parent))
-    monkeypatch.setenv("MATU_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "small.toml").write_text(CONFIG)
-    return tmp_path
+def home(place: Path) -> Path:
+    (place / "small.toml").write_text(CONFIG)
+    return place
 
 
 @pytest.fixture
