@@ -13,7 +13,7 @@ help:
 	@echo "make test-browser  the report in Chromium, which must be installed, and what axe-core (npm) finds"
 	@echo "make test-sinks    installs TensorBoard, MLflow and Weights & Biases too, then tells them rounds, offline"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      the benchmarks of the server's mathematics"
+	@echo "make bench      the benchmarks' small forms, beside rivals, as one table (under 10 minutes)"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -45,7 +45,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/server_round.py
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf .venv runs dist build
