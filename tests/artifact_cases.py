@@ -36,7 +36,7 @@ def leave_artifact(
     tasks = {name: tiny_task(name, classes=count) for name, count in classes.items()}
     accuracy = {"left": {"delivered": 0.5, "server": 0.75, "artifact": 0.7, "individual": None}}
     save_artifact(
-        folder, weights, adapted, tasks, config, find_method(method)(problem, config),  # type: ignore[call-arg, arg-type]
+        folder, weights, adapted, tasks, config, find_method(method)(problem, config),
         run="5" * 64, rounds=3, accuracy=accuracy,
     )  # fmt: skip
     return weights

@@ -92,7 +92,7 @@ def test_the_tree_of_four_processes_agrees_with_one(script: Any) -> None:
 def test_the_tree_runs_as_the_documentation_shows_it() -> None:
     page = (BENCHMARKS.parent / "docs" / "scaling.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)  # type: ignore[index]
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
     assert names["whole"].means().tasks == ()
 
 
@@ -114,7 +114,7 @@ def test_every_point_of_the_scale_benchmark_can_be_dealt(script: Any) -> None:
                 config = config_of(scale.config(**point, rounds=2, method="matu"), "here")
                 config.check()
                 tasks = [task.removeprefix("demo:") for task in config.tasks.tasks]
-                shares = deal(dict.fromkeys(tasks, Dealt), config.federation, 0)  # type: ignore[arg-type]
+                shares = deal(dict.fromkeys(tasks, Dealt), config.federation, 0)
                 assert {task for share in shares.values() for task in share} == set(tasks)
                 assert round(config.federation.participation * len(shares)) == point["sampled"]
 

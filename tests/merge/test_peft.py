@@ -40,7 +40,7 @@ def gpt2() -> nn.Module:
 def trained(model: nn.Module, seed: int, to: Path, start: Path | None = None, **options: object) -> Tensor:
     """An adapter with every matrix moved at random, saved by PEFT; returns its logits."""
     torch.manual_seed(seed)
-    lora = get_peft_model(model, LoraConfig(**options))  # type: ignore[arg-type]
+    lora = get_peft_model(model, LoraConfig(**options))
     if start is not None:
         lora.save_pretrained(str(start))
     torch.manual_seed(100 + seed)

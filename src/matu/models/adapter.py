@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -66,7 +67,8 @@ class AdaptedModel:
     ) -> None:
         self.backbone, self.device, self.low_precision = backbone, device, low_precision
         names = _target_layers(backbone, targets)
-        self.lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+        scale: Any = alpha  # PEFT names it a whole number, and divides it by the rank
+        self.lora = LoraConfig(r=rank, lora_alpha=scale, target_modules=names, lora_dropout=0.0, bias="none")
         self.model: nn.Module = inject_adapter_in_model(self.lora, backbone.module)
         trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.layout = Layout.of(trained)

@@ -105,8 +105,8 @@ class FusedLora:
 
     def _compute(self, x: Tensor) -> Sequence[Tensor]:
         """The outputs of all layers."""
-        a = [layer.lora_A["default"].weight for layer in self.layers]  # type: ignore[index, union-attr]
-        b = [layer.lora_B["default"].weight for layer in self.layers]  # type: ignore[index, union-attr]
+        layers: list[Any] = [*self.layers]
+        a, b = ([getattr(layer, name)["default"].weight for layer in layers] for name in ("lora_A", "lora_B"))
         if self._own is None:
             return _FusedLora.apply(x, self.weight, self.bias, self.scale, *a, *b)
         dtype = self.weight.dtype

@@ -8,21 +8,20 @@ import torch
 from torch import Tensor
 
 from matu.vectors import compiled
-from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
+from matu.vectors.blocks import in_blocks
 from matu.vectors.checks import (
     Device,
     require_count,
     require_finite,
     require_float,
     require_fraction,
+    require_sample_count,
     require_shape,
 )
 from matu.vectors.exact_sum import MAX_TERMS, ExactSum, Term, require_term
 from matu.vectors.transfer import Agreement, vote_dtype
 from matu.vectors.unify import Unified
 
-# Larger counts would not be whole numbers in float64.
-MAX_SAMPLES = 1 << 53
 WAITING_BYTES = 32
 """Updates wait to be folded together up to this many bytes for each coordinate and task."""
 
@@ -263,57 +262,6 @@ class RoundAccumulator:
         return numbers, largest
 
 
-class MeanAccumulator:
-    """Sample-weighted mean of float tensors of one shape, such as heads, the same in any order of arrival.
-
-    Parameters
-    ----------
-    shape : sequence of int
-        Shape of every value.
-    device
-        Where the sums are kept; values may come from any device.
-    """
-
-    def __init__(self, shape: Sequence[int], device: Device = "cpu") -> None:
-        self.shape = tuple(require_count(size, "shape", 1) for size in shape)
-        self.samples = 0
-        self._device = torch.device(device)
-        self._sum = ExactSum(int(torch.Size(self.shape).numel()), device)
-        self._waiting: list[Term] = []
-
-    @property
-    def count(self) -> int:
-        """Number of values added."""
-        return self._sum.count + len(self._waiting)
-
-    def add(self, values: Tensor, samples: int) -> None:
-        """Add float32 or float64 values with their weight; ValueError, and no change, if they do not fit."""
-        require_shape(require_float(values, "values"), self.shape, "values")
-        weight = _require_sample_count(samples, "samples")
-        flat = values.detach().reshape(-1).to(self._device).contiguous()
-        require_term(flat, weight, self._sum.dim)
-        if self.count >= MAX_TERMS:
-            raise ValueError(f"{MAX_TERMS} values in one mean, no more fit")
-        self._waiting.append(Term(flat, weight))
-        self.samples += weight
-        if sum(term.values.nbytes for term in self._waiting) > WAITING_BYTES * self._sum.dim:
-            self._sum.fold(self._waiting)
-            self._waiting = []
-
-    def mean(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Return the mean, rounded to `dtype`, of the given shape; ValueError before the first value."""
-        if not self.count:
-            raise ValueError("mean of no values: add at least one first")
-        result = torch.empty(self._sum.dim, dtype=dtype, device=self._device)
-
-        def fill(at: slice) -> None:
-            part = self._sum.part(at, self._waiting)
-            result[at] = part.value(self.samples, compile_=self._sum.compiles(self._waiting))
-
-        in_blocks(self._sum.dim, fill, self._device, COMPILED_BLOCK if self._sum.compiles(()) else BLOCK)
-        return result.reshape(self.shape)
-
-
 def _distinct(tasks: Sequence[str]) -> tuple[str, ...]:
     names = tuple(tasks)
     if isinstance(tasks, str) or not names or not all(isinstance(name, str) for name in names):
@@ -328,11 +276,4 @@ def _require_samples(names: tuple[str, ...], samples: Sequence[int]) -> list[int
     if len(samples) != len(names):
         raise ValueError(f"samples: {len(samples)} counts for {len(names)} tasks, expected one each")
     pairs = zip(names, samples, strict=True)
-    return [_require_sample_count(count, f"samples of task {name!r}") for name, count in pairs]
-
-
-def _require_sample_count(samples: object, what: str) -> int:
-    count = require_count(samples, what, 1)
-    if count > MAX_SAMPLES:
-        raise ValueError(f"{what}: {count}, expected at most {MAX_SAMPLES}")
-    return count
+    return [require_sample_count(count, f"samples of task {name!r}") for name, count in pairs]

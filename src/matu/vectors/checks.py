@@ -64,3 +64,15 @@ def require_fraction(value: float, what: str) -> float:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ValueError(f"{what}: got {value!r}, expected a number from 0 to 1")
     return float(value)
+
+
+MAX_SAMPLES = 1 << 53
+"""Larger counts would not be whole numbers in float64."""
+
+
+def require_sample_count(samples: object, what: str) -> int:
+    """A whole number of samples, from 1 to `MAX_SAMPLES`; ValueError for anything else."""
+    count = require_count(samples, what, 1)
+    if count > MAX_SAMPLES:
+        raise ValueError(f"{what}: {count}, expected at most {MAX_SAMPLES}")
+    return count
