@@ -120,7 +120,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         at = time.perf_counter()
         try:
-            _, tensors, _ = open_update(federation, 7, "north", payload, request)
+            _, tensors, _ = open_update(federation, 7, "north", payload, {"north": request})
             gathering = federation.method.begin_round({})
             gathering.add("north", TASKS, (5, 6), tensors)
             outcomes["taken"] += 1

@@ -15,7 +15,7 @@ from matu.federation.agent import Plan
 from matu.federation.flower.node import client_app
 from matu.federation.flower.records import payload_of, plan_of, reply, request
 from matu.federation.flower.remote import FlowerRemote
-from matu.federation.transport import Failure
+from matu.federation.transport import Failure, Questions
 from matu.wire import Envelope
 from playing import equal
 
@@ -148,6 +148,22 @@ def test_who_is_not_there_fails_at_once() -> None:
     assert found == {
         "a": b"!", "b": Failure("gone", "Flower took no message for its node"), "z": Failure("gone", "not there"),
     }  # fmt: skip
+
+
+def test_messages_are_made_and_sent_one_by_one_and_none_for_who_is_not_there() -> None:
+    remote, grid = named({"a": echo, "b": echo})
+    sent_before: dict[str, int] = {}
+
+    def make(site: str) -> bytes:
+        sent_before[site] = len(grid.log)
+        return site.encode()
+
+    assert dict(remote.ask("train", Questions("abz", make))) == {
+        "a": b"a!",
+        "b": b"b!",
+        "z": Failure("gone", "not there"),
+    }
+    assert sent_before == {"a": 0, "b": 1}
 
 
 def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:

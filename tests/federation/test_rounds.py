@@ -140,6 +140,23 @@ def test_bytes_are_those_of_the_messages() -> None:
     assert up["header"] > 0
 
 
+def test_a_message_that_nobody_is_sent_counts_no_bytes_and_one_made_twice_counts_once() -> None:
+    class Without(InProcess):
+        def exchange(self, payloads):
+            yield "client-1", Failure("gone", "not there")
+            there = {name: payloads[name] for name in payloads if name != "client-1"}
+            assert there == {name: payloads[name] for name in there}, "made anew, of the same bytes"
+            yield from super().exchange(there)
+
+    progress, lines, _ = play(federation(transport=Without({name: FakeSite(name) for name in CLIENTS}), rounds=1))
+    whole, all_lines, _ = play(federation(rounds=1))
+    alone, alone_lines, _ = play(federation({n: broken for n in CLIENTS if n != "client-1"}, rounds=1))
+    assert progress.totals.messages_down == 3
+    assert sum(progress.totals.downlink.values()) == lines[0]["downlink_bytes"] < all_lines[0]["downlink_bytes"]
+    assert whole.totals.messages_down == alone.totals.messages_down == 4, "who fails was asked"
+    assert alone_lines[0]["downlink_bytes"] == all_lines[0]["downlink_bytes"]
+
+
 def test_participation_draws_distinct_clients_anew_each_round() -> None:
     f = federation(participation=0.5)
     drawn = [f.sample(number) for number in range(1, 30)]

@@ -55,14 +55,14 @@ def test_a_hostile_message_is_refused(name: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match=said):
-            open_update(FEDERATION, 7, "north", payload, REQUEST)
+            open_update(FEDERATION, 7, "north", payload, {"north": REQUEST})
         assert tracemalloc.get_traced_memory()[1] < LIMIT
     finally:
         tracemalloc.stop()
 
 
 def test_the_message_that_they_are_made_from_is_taken() -> None:
-    update, tensors, sizes = open_update(FEDERATION, 7, "north", MAKE.message(), REQUEST)
+    update, tensors, sizes = open_update(FEDERATION, 7, "north", MAKE.message(), {"north": REQUEST})
     assert update.samples == (5, 6)
     assert tensors["masks"].all()
     assert sum(sizes.values()) == len(MAKE.message())

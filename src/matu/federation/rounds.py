@@ -15,7 +15,7 @@ from matu.config import DefenceConfig, WireConfig
 from matu.errors import DataError, MatuError
 from matu.federation.checkpoint import Progress, Totals, count_bytes
 from matu.federation.defence import Guard
-from matu.federation.transport import Failure, Transport
+from matu.federation.transport import Failure, Questions, Transport
 from matu.methods import Method, Round, State
 from matu.seeds import stream
 from matu.wire import Codecs, Envelope, Header, Numbers, encode
@@ -126,28 +126,45 @@ def _stop_if_silent(progress: Progress, reasons: str = "") -> None:
 def _one_round(federation: Federation, progress: Progress, number: int) -> tuple[Progress, dict[str, Any]]:
     began = time.perf_counter()
     method, totals = federation.method, copy.deepcopy(progress.totals)
-    payloads = {site: _downlink(federation, progress.state, number, site) for site in federation.sample(number)}
-    for site, payload in payloads.items():
-        count_bytes(totals.downlink, Envelope(payload).sizes(method.downlink_parts(federation.clients[site])))
-    line: dict[str, Any] = {
-        "round": number, "clients": list(payloads), "tasks": _tasks_of(federation, payloads),
-        "downlink_bytes": sum(map(len, payloads.values())),
-    }  # fmt: skip
+    sites = federation.sample(number)
+    asked = _Asked(federation, progress.state, number, totals)
     guard = Guard(method, progress.state, federation.defence) if federation.defence != DefenceConfig() else None
     gathering = guard or method.begin_round(progress.state)
-    found = _gather(federation, number, payloads, gathering, totals)
+    found = _gather(federation, number, Questions(sites, asked), gathering, totals)
     state = gathering.finish()
-    totals.messages_down += len(payloads)
+    totals.messages_down += len(asked.bytes)
     totals.failures += len(found.failures)
     totals.silent_rounds = 0 if found.losses else totals.silent_rounds + 1
-    totals.training_s += found.waiting
-    totals.aggregation_s += time.perf_counter() - began - found.waiting
-    line |= {
+    away = found.waiting - asked.seconds
+    totals.training_s += away
+    totals.aggregation_s += time.perf_counter() - began - away
+    line = {
+        "round": number, "clients": sites, "tasks": _tasks_of(federation, sites),
+        "downlink_bytes": sum(asked.bytes.values()),
         "loss": math.fsum(found.losses) / len(found.losses) if found.losses else None,
         "uplink_bytes": found.uplink, "failures": found.failures, "bounded": guard.bounded if guard else {},
         "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
     return Progress(number, state, totals), line
+
+
+class _Asked:
+    """Makes the messages of a round; counts bytes and seconds of each site's once, however often it is made."""
+
+    def __init__(self, federation: Federation, state: State, number: int, totals: Totals) -> None:
+        self.federation, self.state, self.number, self.totals = federation, state, number, totals
+        self.bytes: dict[str, int] = {}
+        self.seconds = 0.0
+
+    def __call__(self, site: str) -> bytes:
+        began = time.perf_counter()
+        payload = _downlink(self.federation, self.state, self.number, site)
+        if site not in self.bytes:  # its sender asks for it; later, who reads the answer
+            self.bytes[site] = len(payload)
+            parts = self.federation.method.downlink_parts(self.federation.clients[site])
+            count_bytes(self.totals.downlink, Envelope(payload).sizes(parts))
+            self.seconds += time.perf_counter() - began
+        return payload
 
 
 @dataclass
@@ -161,9 +178,9 @@ class _Found:
 
 
 def _gather(
-    federation: Federation, number: int, payloads: dict[str, bytes], gathering: Round | Guard, totals: Totals
+    federation: Federation, number: int, payloads: Mapping[str, bytes], gathering: Round | Guard, totals: Totals
 ) -> _Found:
-    """Fold in each answer as it comes; messages may be large, so a question goes once its answer is opened."""
+    """Fold in each answer as it comes."""
     found = _Found()
     replies = iter(federation.transport.exchange(payloads))
     while True:
@@ -179,7 +196,7 @@ def _gather(
         found.uplink += len(reply)
         totals.messages_up += 1
         try:
-            update, tensors, sizes = open_update(federation, number, site, reply, _taken(payloads, site))
+            update, tensors, sizes = open_update(federation, number, site, reply, payloads)
             gathering.add(site, update.tasks, update.samples, tensors)
         except ValueError as error:  # of a message: its sender is left out, the round goes on
             found.failures[site] = f"message: {error}"[:LONGEST_REASON]
@@ -188,12 +205,6 @@ def _gather(
         count_bytes(totals.uplink, sizes)
         found.losses.append(update.metrics.get("loss", 0.0))
         totals.images += int(update.metrics.get("images", 0))
-
-
-def _taken(payloads: dict[str, bytes], site: str) -> bytes:
-    """What the site was asked, which is then kept no longer."""
-    request, payloads[site] = payloads[site], b""
-    return request
 
 
 def _tasks_of(federation: Federation, sites: Iterable[str]) -> list[str]:
@@ -211,9 +222,9 @@ def _downlink(federation: Federation, state: State, number: int, site: str) -> b
 
 
 def open_update(
-    federation: Federation, number: int, site: str, reply: bytes, request: bytes
+    federation: Federation, number: int, site: str, reply: bytes, questions: Mapping[str, bytes]
 ) -> tuple[Header, dict[str, Tensor], dict[str, int]]:
-    """A site's reply to a request, checked to be this site's for this round.
+    """A site's reply to its question, checked to be this site's for this round.
 
     Returns
     -------
@@ -242,8 +253,7 @@ def open_update(
         raise DataError(f"samples {update.samples[:9]}, it said it has {federation.samples[site][:9]}")
     parts, held = method.uplink_parts(tasks), None
     if envelope.needs_held(parts):  # as the site holds it: changes are counted from it
-        held = Envelope(request).tensors(method.downlink_parts(tasks))
-    del request
+        held = Envelope(questions[site]).tensors(method.downlink_parts(tasks))
     return update, envelope.tensors(parts, held), envelope.sizes(parts)
 
 

@@ -16,7 +16,7 @@ from matu.federation.checkpoint import Progress, load_checkpoint, save_checkpoin
 from matu.federation.hello import Hello, Score
 from matu.federation.roster import Roster
 from matu.federation.rounds import LONGEST_REASON, Federation, run_rounds
-from matu.federation.transport import Failure
+from matu.federation.transport import Failure, Questions
 from matu.files import append_line, keep_lines
 from matu.methods import Method, State
 from matu.wire import Codecs, Header, encode
@@ -122,7 +122,7 @@ class Server:
         With the question "finish" sites also keep what they get. Sites that do not answer, and tasks without test
         images, are left out.
         """
-        payloads = {site: self._downlink(progress, site) for site in self.roster.clients}
+        payloads = Questions(self.roster.clients, lambda site: self._downlink(progress, site))
         found = {}
         for site, reply in self.remote.ask(question, payloads):
             if isinstance(reply, Failure):

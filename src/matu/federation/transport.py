@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +25,37 @@ class Failure:
     reason: str
 
 
+class Questions(Mapping[str, bytes]):
+    """A message for each of some sites, made whenever it is asked for and never kept: all together may be large.
+
+    Parameters
+    ----------
+    sites
+        Whom there is a message for.
+    make
+        Makes the message of a site, of the same bytes each time.
+    """
+
+    def __init__(self, sites: Iterable[str], make: Callable[[str], bytes]) -> None:
+        self._sites, self._make = dict.fromkeys(sites), make
+
+    def __getitem__(self, site: str) -> bytes:
+        if site not in self._sites:
+            raise KeyError(site)
+        return self._make(site)
+
+    def __contains__(self, site: object) -> bool:
+        return site in self._sites
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+
 class Transport(Protocol):
-    """Gives every named site its bytes and hands back replies as they arrive."""
+    """Gives every named site its bytes, one site after another, and hands back replies as they arrive."""
 
     def exchange(self, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
         """Pairs of site and reply, each site once, in order of arrival."""

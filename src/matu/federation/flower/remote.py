@@ -82,7 +82,9 @@ class FlowerRemote:
         for site in sorted(set(payloads) - set(nodes)):
             yield site, Failure("gone", "not there")
         asked = {node for site, node in nodes.items() if site in payloads}
-        pending = self._push(question, {nodes[site]: payload for site, payload in payloads.items() if site in nodes})
+        pending: dict[str, int] = {}
+        for site in [site for site in payloads if site in nodes]:  # one by one: only one is in memory at a time
+            pending |= self._push(question, {nodes[site]: payloads[site]})
         sites, answered, began = dict(self.names), 0, time.monotonic()
         for node in sorted(asked - set(pending.values())):
             yield sites[node], Failure("gone", "Flower took no message for its node")

@@ -111,9 +111,8 @@ class MatuStrategy(Strategy):
         gathering = federation.method.begin_round(self.state)
         for node, reply in self._told_apart(replies):
             try:
-                update, tensors, _ = open_update(
-                    federation, server_round, str(node), payload_of(reply), self._sent[node][1]
-                )
+                asked = {str(node): self._sent[node][1]}
+                update, tensors, _ = open_update(federation, server_round, str(node), payload_of(reply), asked)
                 gathering.add(str(node), update.tasks, update.samples, tensors)
             except ValueError as error:
                 LOG.warning("round %s: node %s is left out: %s", server_round, node, error)

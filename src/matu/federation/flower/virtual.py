@@ -32,7 +32,7 @@ from matu.errors import ConfigError, MatuError
 from matu.federation.flower.records import payload_of, reply
 from matu.federation.flower.remote import FlowerRemote
 from matu.federation.site import Site
-from matu.federation.transport import Failure, Transport
+from matu.federation.transport import Failure, Questions, Transport
 from matu.methods import Method, State
 from matu.report import Display
 from matu.roots import Roots
@@ -84,7 +84,7 @@ class Virtual:
     def exchange(self, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
         """Pairs of site and reply, in order of arrival; a site that answered has its new memory."""
         began = time.perf_counter()
-        asked = {name: join(self.sites[name].memory, payload) for name, payload in payloads.items()}
+        asked = Questions(payloads, lambda name: join(self.sites[name].memory, payloads[name]))
         for name, answer in self.remote.ask("train", asked):
             if isinstance(answer, Failure):
                 yield name, answer
