@@ -14,7 +14,7 @@ from matu.errors import DataError, MatuError
 from matu.federation.agent import Agent, Plan
 from matu.federation.roster import Roster
 from matu.federation.rounds import codecs_of
-from matu.federation.server import Server
+from matu.federation.server import Admit, Server
 from matu.federation.transport import Failure
 from matu.methods import Problem, find_method
 from matu.roots import Roots
@@ -39,12 +39,12 @@ class Nodes:
     meddle: Callable[[str, str, bytes], bytes] = lambda question, site, reply: reply
     named: dict[str, str] = field(default_factory=dict)
 
-    def look(self, admit: Callable[[str, bytes | Failure], str]) -> set[str]:
+    def look(self, admit: Admit) -> set[str]:
         for node in self.agents:
             if node not in self.named and node not in self.away:
                 answer = self.meddle("hello", node, self.agents[node]().hello(self.plan))
                 with contextlib.suppress(DataError):
-                    self.named[node] = admit(node, answer)
+                    self.named[node] = admit(node, answer, None)
         return {name for node, name in self.named.items() if node not in self.away}
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:

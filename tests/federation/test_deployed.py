@@ -267,7 +267,7 @@ def test_who_is_not_the_server_or_not_admitted_is_refused_and_told_so(
     sites.write_site("north", file="other_key", key="others/north.key", folder="other_key")
     everything = [str(tiny_data / task) for task in ("left", "middle", "right")]
     sites.write_site("east", tasks={"tasks": everything})
-    sites.write_site("north", called="mallory")
+    sites.write_site("north", called="south")
 
     def ended(file: str) -> tuple[int, str]:
         with sites.site(file) as process:
@@ -290,13 +290,13 @@ def test_who_is_not_the_server_or_not_admitted_is_refused_and_told_so(
             assert (east.wait(90), north.wait(90)) == (2, 2)
         for name, why in (
             ("east", "not admitted for middle, only for left, right"),
-            ("north", "a site of this name was"),
+            ("north", "its key is that of site 'north'"),
         ):
             said = (sites.folder / f"site-{name}.out").read_text()
             assert f"cannot take part: refused by the server: {why}" in said
         text = (sites.folder / "run/server.log").read_text()
         assert "site 'east' is refused: not admitted for middle" in text
-        assert "site 'mallory' is refused: a site of this name was not admitted" in text
+        assert "site 'south' is refused: its key is that of site 'north'" in text
         shutil.copytree(tiny_data / "right", sites.folder / "broken")
         shutil.rmtree(sorted((sites.folder / "broken/test").iterdir())[0])
         sites.write_site("south", file="broken", tasks={"tasks": [str(sites.folder / "broken")]})

@@ -12,6 +12,7 @@ from remote import HOLDS, House, run_config
 
 from matu.errors import DataError
 from matu.federation.agent import Plan
+from matu.federation.flower import records as records_module
 from matu.federation.flower.node import client_app
 from matu.federation.flower.records import payload_of, plan_of, reply, request
 from matu.federation.flower.remote import FlowerRemote
@@ -166,6 +167,37 @@ def test_messages_are_made_and_sent_one_by_one_and_none_for_who_is_not_there() -
     assert sent_before == {"a": 0, "b": 1}
 
 
+def test_a_site_is_known_by_its_key_and_may_not_take_the_name_of_another(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    house, said = House(run_config(tiny_vit), tiny_data, tmp_path), []
+    grid = grid_of(house)
+    grid.keys = {IDS["north"]: b"n", IDS["south"]: b"e"}  # south's node has east's key, east's has one of nobody
+    keys = {b"n": "north", b"e": "east"}
+    server = house.server(over(grid, house, keys=keys), said, min_sites=1)
+    server.gather(1)
+    while len([line for line in said if "refused" in line]) < 2:
+        server.gather(1)
+    assert set(server.roster.clients) == {"north"}
+    assert {line for line in said if "refused" in line} == {
+        "site 'south' is refused: its key is that of site 'east'",
+        "site 'east' is refused: its key is of no site of [sites]",
+    }
+
+
+@pytest.mark.parametrize("size", [0, 1, 10, 11, 25])
+def test_a_large_message_travels_in_pieces(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(records_module, "PIECE_BYTES", 10)
+    message = bytes(range(size))
+    asked = request("train", b"", message, 1)
+    assert len(asked.content.array_records["message"]) == max(1, -(-size // 10))
+    assert payload_of(asked) == message
+    moved = Message(
+        RecordDict({"message": ArrayRecord(dict(reversed(asked.content["message"].items())))}), reply_to=asked
+    )
+    assert payload_of(moved) == message, "their names say their order"
+
+
 def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
     told: list[tuple[str, bytes]] = []
 
@@ -177,8 +209,9 @@ def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
     remote = FlowerRemote(grid, b"", poll_s=0.01)
     taken: set[str] = set()
 
-    def admit(node: str, answer: bytes | Failure) -> str:
+    def admit(node: str, answer: bytes | Failure, owner: str | None) -> str:
         assert isinstance(answer, bytes)
+        assert owner is None, "nodes without keys"
         name = answer.decode()
         if name in taken:
             raise DataError("one is there")
@@ -198,7 +231,7 @@ def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
 
 
 def records(**changes: object) -> RecordDict:
-    return RecordDict({"message": ArrayRecord({"message": Array("uint8", (2,), "raw", b"ab")})} | changes)
+    return RecordDict({"message": ArrayRecord({"0": Array("uint8", (2,), "raw", b"ab")})} | changes)
 
 
 @pytest.mark.parametrize(
@@ -207,13 +240,11 @@ def records(**changes: object) -> RecordDict:
         RecordDict(),
         RecordDict({"message": ConfigRecord({"message": b"ab"})}),
         RecordDict({"message": ArrayRecord({"other": Array("uint8", (2,), "raw", b"ab")})}),
-        RecordDict({"message": ArrayRecord({"message": Array("uint8", (3,), "raw", b"ab")})}),
-        RecordDict({"message": ArrayRecord({"message": Array("float32", (2,), "raw", b"ab")})}),
-        RecordDict({"message": ArrayRecord({"message": Array("uint8", (2,), "numpy.ndarray", b"ab")})}),
+        RecordDict({"message": ArrayRecord({"0": Array("uint8", (3,), "raw", b"ab")})}),
+        RecordDict({"message": ArrayRecord({"0": Array("float32", (2,), "raw", b"ab")})}),
+        RecordDict({"message": ArrayRecord({"0": Array("uint8", (2,), "numpy.ndarray", b"ab")})}),
         records(more=MetricRecord({"x": 1.0})),
-        RecordDict(
-            {"message": ArrayRecord({name: Array("uint8", (2,), "raw", b"ab") for name in ("message", "more")})}
-        ),
+        RecordDict({"message": ArrayRecord({name: Array("uint8", (2,), "raw", b"ab") for name in ("0", "more")})}),
     ],
 )
 def test_another_content_is_a_failure_of_its_sender(content: RecordDict) -> None:

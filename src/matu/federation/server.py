@@ -22,16 +22,22 @@ from matu.methods import Method, State
 from matu.wire import Codecs, Header, encode
 
 
+class Admit(Protocol):
+    """Lets a node in, or raises DataError, which the node is told."""
+
+    def __call__(self, node: str, answer: bytes | Failure, owner: str | None) -> str:
+        """The name that the node shall have: of the site whose key it has (`owner`; None: keys are not known)."""
+
+
 class Remote(Protocol):
     """Sites somewhere else.
 
-    `look` asks every node that is new who it is, gives each answer to `admit`, which returns the name it shall have or
-    raises DataError, which the node is told, and tells which names are there now. `ask` puts a question ("train",
-    "evaluate", "finish") to some of them and gives replies as they arrive, each site once; it may end before all have
-    answered. `forget` makes the next `look` ask a site's node anew.
+    `look` asks every node that is new who it is, gives each answer to `admit`, and tells which names are there now.
+    `ask` puts a question ("train", "evaluate", "finish") to some of them and gives replies as they arrive, each site
+    once; it may end before all have answered. `forget` makes the next `look` ask a site's node anew.
     """
 
-    def look(self, admit: Callable[[str, bytes | Failure], str]) -> set[str]:
+    def look(self, admit: Admit) -> set[str]:
         """The sites that are there now."""
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
@@ -176,13 +182,15 @@ class Server:
             waited = True
             time.sleep(self.look_every_s)
 
-    def _admit(self, node: str, answer: bytes | Failure) -> str:
+    def _admit(self, node: str, answer: bytes | Failure, owner: str | None) -> str:
         who = f"node {node}"
         try:
             if isinstance(answer, Failure):
                 raise DataError(f"it does not say who it is ({answer.reason[:LONGEST_REASON]})")
             hello = Hello.decode(answer)
             who = f"site '{hello.site}'"
+            if owner is not None and owner != hello.site:
+                raise DataError(f"its key is that of site '{owner}'" if owner else "its key is of no site of [sites]")
             if hello.site in self.roster.clients:
                 raise DataError("a site of this name is there already")
             self.roster.admit(hello)

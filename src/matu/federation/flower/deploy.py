@@ -101,6 +101,7 @@ class Deployment:
             orders.start({
                 "folder": str(self.folder.resolve()), "config": str(self.file.resolve()),
                 "models": str(self.models.resolve()) if self.models else "", "sinks": " ".join(self.sinks),
+                "keys": "" if self.insecure else str(self.server.certificates),
             })  # fmt: skip
             result = self._follow(superlink, orders)
             with contextlib.suppress(FlowerError):

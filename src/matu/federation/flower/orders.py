@@ -30,6 +30,17 @@ class FlowerError(MatuError):
     """Flower, or one of its processes, failed."""
 
 
+def public_key_of(path: Path) -> bytes:
+    """A site's public key as Flower knows it; ConfigError for a file that holds none."""
+    try:
+        public = load_ssh_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: no public key that can be read ({error})") from error
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise ConfigError(f"{path}: not a key of matu certs (ECDSA)")
+    return public_key_to_bytes(public)
+
+
 class Orders:
     """A SuperLink's control interface.
 
@@ -57,13 +68,7 @@ class Orders:
         FlowerError
             If the SuperLink does not take it.
         """
-        try:
-            public = load_ssh_public_key(key.read_bytes())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{key}: no public key that can be read ({error})") from error
-        if not isinstance(public, ec.EllipticCurvePublicKey):
-            raise ConfigError(f"{key}: not a key of matu certs (ECDSA)")
-        request = RegisterNodeRequest(public_key=public_key_to_bytes(public), name=site)
+        request = RegisterNodeRequest(public_key=public_key_of(key), name=site)
         try:
             self._ask(lambda: self.client.RegisterNode(request))
         except FlowerError as error:

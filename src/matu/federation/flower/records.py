@@ -1,16 +1,20 @@
-"""One request or reply as Flower carries it: the plan, and the message as one array of bytes.
+"""One request or reply as Flower carries it: the plan, and the message as an array of bytes.
 
 One array, because Flower spends about 450 bytes and a request of its own on each; raw, because its usual form adds a
-header.
+header. A large message is cut into several: Flower holds an array three times while it puts it together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from matu.errors import DataError
 
 _PLAN, _MESSAGE = "plan", "message"
+PIECE_BYTES = 32 << 20
+"""Of an array at most."""
 ASIDE = ("config", "metrics")
 """Records of an app's own that may travel beside a message."""
 
@@ -47,13 +51,16 @@ def payload_of(message: Message) -> bytes:
     """
     content = message.content
     names = {*content.config_records, *content.array_records, *content.metric_records} - {_PLAN, *ASIDE}
-    if names != {_MESSAGE} or set(content.array_records.get(_MESSAGE, {})) != {_MESSAGE}:
-        raise DataError(f"records {sorted(names)[:5]}, expected one array in '{_MESSAGE}'")
-    array = content.array_records[_MESSAGE][_MESSAGE]
-    if (array.dtype, array.stype) != ("uint8", "raw") or tuple(array.shape) != (len(array.data),):
-        raise DataError(f"an array {array.dtype} {array.stype} {array.shape}, expected {len(array.data)} raw bytes")
-    return bytes(array.data)
+    arrays: Mapping[str, Array] = content.array_records.get(_MESSAGE, {})
+    pieces = [str(number) for number in range(len(arrays))]
+    if names != {_MESSAGE} or not pieces or set(arrays) != set(pieces):
+        raise DataError(f"records {sorted(names)[:5]}, expected arrays of bytes in '{_MESSAGE}'")
+    for array in arrays.values():
+        if (array.dtype, array.stype) != ("uint8", "raw") or tuple(array.shape) != (len(array.data),):
+            raise DataError(f"an array {array.dtype} {array.stype} {array.shape}, expected {len(array.data)} raw bytes")
+    return b"".join(arrays[piece].data for piece in pieces)  # of one piece: itself
 
 
 def _record(payload: bytes) -> ArrayRecord:
-    return ArrayRecord({_MESSAGE: Array("uint8", (len(payload),), "raw", payload)})
+    pieces = [payload[start : start + PIECE_BYTES] for start in range(0, max(len(payload), 1), PIECE_BYTES)]
+    return ArrayRecord({str(n): Array("uint8", (len(piece),), "raw", piece) for n, piece in enumerate(pieces)})

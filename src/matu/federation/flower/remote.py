@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message
@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from matu.errors import DataError
 from matu.federation.flower.records import payload_of, request
+from matu.federation.server import Admit
 from matu.federation.transport import Failure
 
 QUESTIONS = {
@@ -43,6 +44,8 @@ class FlowerRemote:
         Seconds between looks for replies.
     names
         Of the sites by node, as far as they are known.
+    keys
+        The site that each public key belongs to; None: nodes have none.
     """
 
     grid: Grid
@@ -51,11 +54,12 @@ class FlowerRemote:
     deadline_s: float = 0.0
     poll_s: float = 0.2
     names: dict[int, str] = field(default_factory=dict)
+    keys: Mapping[bytes, str] | None = None
     _refused: set[int] = field(default_factory=set)
     _greeted: dict[str, int] = field(default_factory=dict)
     """Hellos under way: message id -> node."""
 
-    def look(self, admit: Callable[[str, bytes | Failure], str]) -> set[str]:
+    def look(self, admit: Admit) -> set[str]:
         """Ask new nodes who they are, take in who has answered, tell the others why not; the sites that are there."""
         there = set(self.grid.get_node_ids())
         gone = (set(self.names) | self._refused) - there
@@ -69,7 +73,7 @@ class FlowerRemote:
         for node, answer in self._replies(self._greeted):
             if node in there:
                 try:
-                    self.names[node] = admit(str(node), answer)
+                    self.names[node] = admit(str(node), answer, self._owner(node))
                 except DataError as error:
                     self._refused.add(node)
                     if not isinstance(answer, Failure):  # of a failure it has the reason itself
@@ -100,6 +104,13 @@ class FlowerRemote:
         for node in sorted(pending.values()):
             yield sites[node], Failure("late", f"no answer in {self.deadline_s:g} s")
 
+    def _owner(self, node: int) -> str | None:
+        """The site whose key a node has; empty: nobody's."""
+        if self.keys is None:
+            return None
+        found = [self.keys.get(one.public_key, "") for one in self.grid.get_nodes() if one.node_id == node]
+        return found[0] if found else ""
+
     def forget(self, site: str) -> None:
         """The next `look` asks its node anew who it is."""
         self.names = {node: name for node, name in self.names.items() if name != site}
@@ -118,9 +129,10 @@ class FlowerRemote:
         messages = list(self.grid.pull_messages(list(pending))) if pending else []
         while messages:
             message = messages.pop(0)  # the list would keep it until all are read
-            node = pending.pop(message.metadata.reply_to_message_id, None)
+            node, answer = pending.pop(message.metadata.reply_to_message_id, None), _answer(message)
+            del message  # its pieces are in the answer
             if node is not None:
-                yield node, _answer(message)
+                yield node, answer
 
 
 def _answer(message: Message) -> bytes | Failure:
