@@ -145,7 +145,8 @@ def _await_server(site: SiteFile, insecure: bool, tell: Callable[[str], None]) -
 def _why(site: SiteFile, said: str, code: int) -> str:
     if TURNED_AWAY in said:
         return (
-            f"the server at {site.server} does not let site '{site.name}' in: it does not know {site.key}, or this "
-            "site was killed within the last minute and still counts as there: then try again"
+            f"the server at {site.server} does not let site '{site.name}' in: it does not know {site.key}, another "
+            "process takes part with this key, or this site was killed within the last minute and still counts as "
+            "there: then try again"
         )
     return f"Flower's node ended ({code}): {last_lines(said)}"

@@ -6,6 +6,7 @@ answer for any site, and a checkpoint is that of any other run.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -155,6 +156,7 @@ def _grid(run: Run, count: int, jobs: int) -> Iterator[Grid]:
     """
     from flwr.simulation import run_simulation
 
+    importlib.import_module("ray")  # which sets its loggers' levels
     machine = run.config.machine
     threads = max(machine.threads, 1)
     on_gpu = torch.device(machine.device).type == "cuda"
