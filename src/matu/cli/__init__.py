@@ -13,26 +13,34 @@ from matu.errors import ConfigError, DataError, MatuError
 USAGE = """\
 matu: many-task federated fine-tuning with one unified task vector
 
-  matu run      run a federation in this process, from start to table
-  matu simulate the same with virtual sites that train side by side, over Flower on Ray
-  matu compare  run several methods side by side: tuned alike, tables and figures
-  matu relate   measure which tasks are alike: five measures, correlations, clusters, figures
-  matu inspect  what an artifact of a run weighs and holds
-  matu predict  classify images with it
-  matu evaluate measure it on test images
-  matu export   write its tasks as plain PEFT adapters
-  matu forget   write it without a task, or with a task negated
-  matu report   a page of a run, or of several side by side
-  matu watch    follow a run in the terminal
-  matu tasks    list and check tasks: classes, counts, a contact sheet
-  matu methods  list the methods and their options
-  matu bits     what a run's messages will weigh; alone: the paper's bit counts beside the printed ones
-  matu merge    merge PEFT LoRA adapters without any federation
-  matu certs    keys and certificates for a federation of real sites
-  matu server   run a federation whose sites are elsewhere, over TLS
-  matu site     take part in one with this site's tasks
+A federation on this machine
+  matu run         run a federation in this process, from start to table
+  matu simulate    the same with virtual sites side by side, over Flower on Ray
+  matu compare     several methods side by side: tuned alike, tables, figures
+  matu relate      which tasks are alike: five measures, clusters, figures
+Look at it
+  matu watch       follow a run in the terminal
+  matu report      a page of a run, or of several side by side
+  matu tasks       list and check tasks: classes, counts, a contact sheet
+  matu methods     list the methods and their options
+  matu bits        what a run's messages will weigh
+Use what came out
+  matu inspect     what an artifact of a run weighs and holds
+  matu predict     classify images with it
+  matu evaluate    measure it on test images
+  matu export      write its tasks as plain PEFT adapters
+  matu forget      write it without a task, or with a task negated
+  matu merge       merge PEFT LoRA adapters without any federation
+Sites elsewhere
+  matu certs       keys and certificates for a federation of real sites
+  matu server      run a federation whose sites are elsewhere, over TLS
+  matu site        take part in one with this site's tasks
+Besides
+  matu completion  a script that completes commands and options in a shell
 
-matu COMMAND --help tells the options of a command; matu --version the version.
+Example: matu run --config configs/demo.toml
+matu COMMAND --help tells a command's options; matu --version the version.
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted.
 """
 
 COMMANDS = {
@@ -44,8 +52,15 @@ COMMANDS = {
     **dict.fromkeys(("inspect", "predict", "evaluate", "export", "forget"), "matu.cli.artifact"),
     **dict.fromkeys(("report", "watch"), "matu.cli.report"),
     **dict.fromkeys(("certs", "server", "site"), "matu.cli.sites"),
+    **dict.fromkeys(("completion",), "matu.cli.completion"),
 }
-"""By command, the module that is loaded when it is called; it has a function of that name."""
+"""By command, the module that is loaded when it is called: a function of that name, and its options, NameArguments."""
+
+
+def options_of(command: str) -> type:
+    """The dataclass of a command's options."""
+    kind: type = getattr(import_module(COMMANDS[command]), f"{command.capitalize()}Arguments")
+    return kind
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

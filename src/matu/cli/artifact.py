@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from matu.cli.common import DONE, FAILED, Folders, prepare_libraries, roots
+from matu.cli.common import DONE, FAILED, Folders, prepare_libraries, read_options, roots
 from matu.config import MachineConfig, TasksConfig
 from matu.errors import ConfigError
 
@@ -44,7 +44,13 @@ class ModelPlace:
 
 @dataclass(frozen=True)
 class InspectArguments:
-    """Say what an artifact weighs and holds: sizes, tasks, mask densities, similarity, accuracy."""
+    """Say what an artifact weighs and holds.
+
+    That is sizes, tasks, mask densities, similarity and accuracy.
+
+    Example:
+        matu inspect runs/garden
+    """
 
     artifact: tyro.conf.Positional[Path]
     """Folder of a run, or of its artifact."""
@@ -54,7 +60,14 @@ class InspectArguments:
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Classify image files by a task of an artifact; exits with 1 if one could not be read."""
+    """Classify image files by a task of an artifact.
+
+    The exit code is 1 if an image could not be read.
+
+    Examples:
+        matu predict runs/garden photo.jpg --task flowers
+        matu predict runs/garden photos/ --task flowers --top 3 --csv
+    """
 
     artifact: tyro.conf.Positional[Path]
     """Folder of a run, or of its artifact."""
@@ -73,7 +86,11 @@ class PredictArguments:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Measure an artifact on the test images of tasks that it knows."""
+    """Measure an artifact on the test images of tasks that it knows.
+
+    Example:
+        matu evaluate runs/garden --tasks ./flowers ./birds
+    """
 
     artifact: tyro.conf.Positional[Path]
     """Folder of a run, or of its artifact."""
@@ -94,7 +111,14 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class ExportArguments:
-    """Write tasks as plain PEFT adapters, each with code in its README.md that uses it without matu."""
+    """Write tasks as plain PEFT adapters, for people without matu.
+
+    Each has a README.md with code that uses it.
+
+    Examples:
+        matu export runs/garden --all --to adapters
+        matu export runs/garden --task birds --merged --to birds
+    """
 
     artifact: tyro.conf.Positional[Path]
     """Folder of a run, of its artifact, or what matu merge wrote."""
@@ -111,7 +135,12 @@ class ExportArguments:
 
 @dataclass(frozen=True)
 class ForgetArguments:
-    """Write an artifact without a task, or with the task's vector turned around."""
+    """Write an artifact without a task, or with the task's vector turned around.
+
+    Examples:
+        matu forget runs/garden --task birds --to without-birds
+        matu forget runs/garden --task birds --negate 0.5 --to worse-at-birds
+    """
 
     artifact: tyro.conf.Positional[Path]
     """Folder of a run, or of its artifact."""
@@ -229,7 +258,7 @@ def forget(arguments: list[str]) -> int:
 
 def _parse(kind: Any, arguments: Sequence[str], command: str) -> Any:
     """The options of a command; libraries are made ready."""
-    asked = tyro.cli(kind, args=arguments, prog=f"matu {command}", config=(tyro.conf.OmitArgPrefixes,))
+    asked = read_options(kind, arguments, command)
     prepare_libraries()
     return asked
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from matu.errors import ConfigError
 from matu.federation.flower import ENVIRONMENT
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong input, 130 interrupted."
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,15 @@ def parse(kind: Any, arguments: list[str], default: Any, command: str) -> Any:
         raise ConfigError(
             f"matu {command}: {' '.join(stray)}: expected options; tasks are named by --tasks {' '.join(stray)}"
         )
-    return tyro.cli(kind, args=arguments, default=default, prog=f"matu {command}", config=(tyro.conf.OmitArgPrefixes,))
+    return read_options(kind, arguments, command, default)
+
+
+def read_options(kind: Any, arguments: Sequence[str], command: str, default: Any = tyro.MISSING_NONPROP) -> Any:
+    """The options of a command as `kind`; --help says its docstring, examples included, and the exit codes."""
+    return tyro.cli(
+        kind, args=arguments, default=default, prog=f"matu {command}",
+        description=f"{inspect.cleandoc(kind.__doc__)}\n\n{EXIT_CODES}", config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -55,12 +65,6 @@ def leading_words(arguments: Sequence[str]) -> list[str]:
     """The words before the first option."""
     first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     return list(arguments[:first])
-
-
-def no_more(command: str, arguments: list[str]) -> None:
-    """ConfigError if anything was typed after a command that takes nothing."""
-    if arguments:
-        raise ConfigError(f"matu {command}: takes no options, found {' '.join(arguments)}")
 
 
 def named_after(config: RunConfig) -> str:

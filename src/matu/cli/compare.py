@@ -27,7 +27,14 @@ from matu.errors import ConfigError
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Run methods side by side on one footing, or reuse what is done: tune, run, write tables and figures."""
+    """Run methods side by side on one footing: tune, run, write tables and figures.
+
+    What is done is used again: the same command goes on after a stop.
+
+    Examples:
+        matu compare --config configs/demo.toml --methods matu,fedavg --seeds 0,1
+        matu compare --config configs/real8.toml --settings many --out real8
+    """
 
     base: RunConfig
     folders: Folders = dataclasses.field(default_factory=Folders)

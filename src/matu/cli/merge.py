@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 class MergeArguments:
     """Merge PEFT LoRA adapters of one base: matu merge ADAPTER_DIR... --to DIR.
 
-    A task is called as its folder is; NAME=DIR calls it otherwise. Example:
+    A task is called as its folder is; NAME=DIR calls it otherwise.
 
-    matu merge adapters/birds adapters/cars signs=runs/7/adapter --to merged
+    Example:
+        matu merge adapters/birds adapters/cars signs=runs/7/adapter --to merged
     """
 
     to: Path | None = None

@@ -23,7 +23,13 @@ from matu.config import RunConfig, read_config
 
 @dataclass(frozen=True)
 class RelateArguments:
-    """Measure which tasks are alike, on adapters trained alone; the same command goes on after a stop."""
+    """Measure which tasks are alike, on adapters trained alone.
+
+    The same command goes on after a stop.
+
+    Example:
+        matu relate --config configs/demo.toml --steps 100 --to alike
+    """
 
     settings: RunConfig
     folders: Folders = dataclasses.field(default_factory=Folders)

@@ -8,13 +8,20 @@ from pathlib import Path
 
 import tyro
 
-from matu.cli.common import DONE, FAILED
+from matu.cli.common import DONE, FAILED, read_options
 from matu.errors import MatuError
 
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Make a page of a run, or pages that put several side by side: index.html needs nothing else and no network."""
+    """Make a page of a run, or pages that put several side by side.
+
+    Its index.html needs nothing else and no network.
+
+    Examples:
+        matu report runs/garden --to page
+        matu report runs/garden runs/orchard --to both
+    """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders, finished or not; the folder of a comparison stands for all of its runs."""
@@ -24,7 +31,13 @@ class ReportArguments:
 
 @dataclass(frozen=True)
 class WatchArguments:
-    """Follow a run in the terminal, of this machine or of a server, until it ends; code 1 if it ends unfinished."""
+    """Follow a run in the terminal until it ends; code 1 if it ends unfinished.
+
+    The run is this machine's, or that of a server on this machine.
+
+    Example:
+        matu watch runs/garden
+    """
 
     run: tyro.conf.Positional[Path]
     """Its run folder."""
@@ -34,7 +47,7 @@ class WatchArguments:
 
 def report(arguments: list[str]) -> int:
     """matu report."""
-    asked = tyro.cli(ReportArguments, args=arguments, prog="matu report")
+    asked = read_options(ReportArguments, arguments, "report")
     from matu.report.page import write_report
 
     pages = write_report(asked.runs, asked.to)
@@ -44,7 +57,7 @@ def report(arguments: list[str]) -> int:
 
 def watch(arguments: list[str]) -> int:
     """matu watch."""
-    asked = tyro.cli(WatchArguments, args=arguments, prog="matu watch")
+    asked = read_options(WatchArguments, arguments, "watch")
     from matu.report.watch import show_once, watch_run
 
     if asked.once:

@@ -30,7 +30,15 @@ from matu.report.sinks import SinkName, Sinks, check_sinks
 
 @dataclass(frozen=True)
 class RunArguments:
-    """Run a many-task federation in this process: train, aggregate, evaluate, leave a run folder."""
+    """Run a many-task federation in this process, from start to table.
+
+    It trains, aggregates, evaluates and leaves a run folder.
+
+    Examples:
+        matu run --config configs/demo.toml
+        matu run --tasks ./flowers ./birds --clients 6 --rounds 20 --reference
+        matu run --resume runs/garden
+    """
 
     settings: RunConfig
     folders: Folders = dataclasses.field(default_factory=Folders)
@@ -50,7 +58,13 @@ class RunArguments:
 
 @dataclass(frozen=True)
 class SimulateArguments(RunArguments):
-    """Run a federation of virtual sites, several at a time, over Flower on Ray; the result is that of matu run."""
+    """Run a federation of virtual sites, several at a time, over Flower on Ray.
+
+    The result is that of matu run. Needs the extra: pip install 'matu[ray]'.
+
+    Example:
+        matu simulate --config configs/demo.toml --sites 20 --jobs 2
+    """
 
     sites: int = 0
     """How many sites; 0: as configured (--clients)."""

@@ -8,13 +8,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from matu.cli.common import DONE, Folders, leading_words, no_more, parse, prepare_libraries, roots, value_of
+from matu.cli.common import DONE, Folders, leading_words, parse, prepare_libraries, read_options, roots, value_of
 from matu.config import RunConfig, TasksConfig, read_config
+from matu.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class TasksArguments:
-    """List and check tasks: every image is decoded once, and all that is wrong is told."""
+    """List and check tasks: every image is decoded, and all that is wrong is told.
+
+    Tasks may be named before all options.
+
+    Example:
+        matu tasks ./flowers ./birds --sheet sheet.png
+    """
 
     settings: TasksConfig
     folders: Folders = dataclasses.field(default_factory=Folders)
@@ -25,8 +32,26 @@ class TasksArguments:
 
 
 @dataclass(frozen=True)
+class MethodsArguments:
+    """List the methods and their own options.
+
+    Example:
+        matu methods
+    """
+
+
+@dataclass(frozen=True)
 class BitsArguments:
-    """Say what a run's messages will weigh, by what the bytes are for, beside the paper's form; nothing is trained."""
+    """Say what a run's messages will weigh, by what the bytes are for.
+
+    The paper's form stands beside it, and nothing is trained.
+
+    Without any option: the paper's own bit counts beside the printed ones.
+
+    Examples:
+        matu bits
+        matu bits --config configs/demo.toml --uplink 2bit
+    """
 
     settings: RunConfig
     folders: Folders = dataclasses.field(default_factory=Folders)
@@ -58,7 +83,9 @@ def tasks(arguments: list[str]) -> int:
 
 def methods(arguments: list[str]) -> int:
     """matu methods."""
-    no_more("methods", arguments)
+    if leading_words(arguments):
+        raise ConfigError(f"matu methods: takes no options, found {' '.join(arguments)}")
+    read_options(MethodsArguments, arguments, "methods")
     prepare_libraries()
     from matu.methods import find_method, method_names
 

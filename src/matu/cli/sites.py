@@ -11,9 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-import tyro
-
-from matu.cli.common import DONE, INTERRUPTED, prepare_libraries
+from matu.cli.common import DONE, INTERRUPTED, prepare_libraries, read_options
 from matu.cli.report import leave_report
 from matu.report.sinks import SinkName, check_sinks
 
@@ -22,7 +20,13 @@ _NOT_SECURED = "no TLS and no keys: whoever reaches the port takes part, and who
 
 @dataclass(frozen=True)
 class CertsArguments:
-    """Make the keys and certificates of a federation; what is there already is kept, so that sites can be added."""
+    """Make the keys and certificates of a federation.
+
+    What is there already is kept, so that sites can be added.
+
+    Example:
+        matu certs --hosts fl.example.org 192.0.2.7 --sites north south
+    """
 
     hosts: tuple[str, ...] = ()
     """Names or addresses by which sites reach the server: fl.example.org 192.0.2.7."""
@@ -36,7 +40,13 @@ class CertsArguments:
 
 @dataclass(frozen=True)
 class ServerArguments:
-    """Run a federation whose sites are elsewhere, or go on with it: the same command goes on after any stop."""
+    """Run a federation whose sites are elsewhere, over TLS.
+
+    The same command goes on after any stop.
+
+    Example:
+        matu server --config server.toml --out run
+    """
 
     config: Path
     """server.toml: the run, [server] and [sites]."""
@@ -58,7 +68,11 @@ class ServerArguments:
 
 @dataclass(frozen=True)
 class SiteArguments:
-    """Take part in a federation with this site's tasks, until it is stopped."""
+    """Take part in a federation with this site's tasks, until it is stopped.
+
+    Example:
+        matu site --config north.toml
+    """
 
     config: Path
     """site.toml: the site's name, its server, its tasks."""
@@ -71,7 +85,7 @@ class SiteArguments:
 def certs(arguments: list[str]) -> int:
     """matu certs."""
     prepare_libraries()
-    asked = tyro.cli(CertsArguments, args=arguments, prog="matu certs")
+    asked = read_options(CertsArguments, arguments, "certs")
     from matu.federation.flower.certificates import make_certificates
 
     made = make_certificates(asked.out, asked.hosts, asked.sites, asked.days)
@@ -89,7 +103,7 @@ def certs(arguments: list[str]) -> int:
 def server(arguments: list[str]) -> int:
     """matu server."""
     prepare_libraries()
-    asked = tyro.cli(ServerArguments, args=arguments, prog="matu server")
+    asked = read_options(ServerArguments, arguments, "server")
     from matu.federation.flower.deploy import Deployment
     from matu.federation.server_file import read_server
 
@@ -122,7 +136,7 @@ def server(arguments: list[str]) -> int:
 def site(arguments: list[str]) -> int:
     """matu site."""
     prepare_libraries()
-    asked = tyro.cli(SiteArguments, args=arguments, prog="matu site")
+    asked = read_options(SiteArguments, arguments, "site")
     from matu.federation.flower.join import run_site
     from matu.federation.site_file import read_site
 
