@@ -62,16 +62,18 @@ class CompareArguments:
 
 def compare(arguments: list[str]) -> int:
     """matu compare."""
-    prepare_libraries()
-    from matu import bench
-    from matu.report import Display
-
     file = value_of("--config", arguments)
     several = {"--method": "--methods", "--options": "--methods, options after a space",
                "--learning-rate": "--learning-rates", "--seed": "--seeds"}  # fmt: skip
     for option, right in several.items():
         if value_of(option, arguments) is not None:
             raise ConfigError(f"{option} is of a single run; expected {right}")
+    if {"-h", "--help"} & set(arguments):  # without the libraries that a comparison's file is read with
+        parse(CompareArguments, arguments, CompareArguments(RunConfig()), "compare")
+    prepare_libraries()
+    from matu import bench
+    from matu.report import Display
+
     described = bench.read_comparison(Path(file)) if file else bench.Comparison(RunConfig())
     parsed: CompareArguments = parse(CompareArguments, arguments, CompareArguments(described.base), "compare")
     out = parsed.out or Path("comparisons") / (Path(file).stem if file else named_after(parsed.base))

@@ -1,0 +1,67 @@
+"""What a command of the documentation means, by matu's own parser; nothing is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matu.bench import Comparison, read_comparison
+from matu.cli import COMMANDS, options_of
+from matu.cli.common import leading_words, read_options
+from matu.cli.compare import _chosen
+from matu.config import RunConfig, read_config
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def words_of(line: str) -> list[str]:
+    """A shell line's words, without comment."""
+    return shlex.split(line, comments=True)
+
+
+def check_line(line: str) -> None:
+    """Fail unless every command, option, target, extra and named configuration of a shell line is there."""
+    words = words_of(line)
+    if words and words[0] in ("matu", ".venv/bin/matu"):
+        check_matu(words[1:])
+    elif words and words[0] == "make":
+        assert set(word for word in words[1:] if "=" not in word) <= TARGETS, line
+    elif words and words[0] == "python":
+        text = (ROOT / words[1]).read_text()
+        assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--")), line
+    elif words[:2] == ["pip", "install"]:
+        (extras,) = re.findall(r"^matu\[([\w,]+)\]$", words[2])
+        assert set(extras.split(",")) <= EXTRAS, line
+    elif words:
+        assert words[0] == "export", f"no rule for: {line}"
+
+
+def check_matu(words: Sequence[str]) -> None:
+    """Fail unless these are a command, its options with values of their kinds, and settings that may be run."""
+    assert words[0] in COMMANDS, words
+    command, rest = words[0], list(words[1:])
+    if command in ("tasks", "merge"):
+        rest = rest[len(leading_words(rest)) :]
+    asked: Any
+    try:
+        asked = read_options(options_of(command), rest, command)
+    except SystemExit as stop:
+        assert stop.code == 0, f"matu {' '.join(words)}"
+        return
+    file = getattr(asked, "config", None)
+    kept = file is not None and file.parts[0] == "configs"  # others are written by the reader
+    if command == "compare":
+        described = read_comparison(ROOT / file) if kept else Comparison(RunConfig())
+        base = read_options(options_of(command), rest, command, dataclasses.replace(asked, base=described.base)).base
+        _chosen(dataclasses.replace(described, base=base), asked).check()
+    elif command in ("run", "simulate", "relate", "bits"):
+        base = read_config(ROOT / file) if kept else RunConfig()
+        default = dataclasses.replace(asked, settings=base)
+        read_options(options_of(command), rest, command, default).settings.check()
