@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from matu.bench import Comparison, read_comparison
 from matu.cli import COMMANDS, options_of
-from matu.cli.common import leading_words, read_options
+from matu.cli.common import leading_words, read_options, value_of
 from matu.cli.compare import _chosen
 from matu.config import RunConfig, read_config
 
@@ -32,10 +34,11 @@ def check_line(line: str) -> None:
     if words and words[0] in ("matu", ".venv/bin/matu"):
         check_matu(words[1:])
     elif words and words[0] == "make":
-        assert set(word for word in words[1:] if "=" not in word) <= TARGETS, line
+        assert {word for word in words[1:] if "=" not in word} <= TARGETS, line
     elif words and words[0] == "python":
-        text = (ROOT / words[1]).read_text()
-        assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--")), line
+        options = [word[2:].replace("-", "_") for word in words[2:] if word.startswith("--")]
+        text = (ROOT / words[1]).read_text().replace("-", "_")
+        assert all(re.search(rf"\b_*{option}\b", text) for option in options), line
     elif words[:2] == ["pip", "install"]:
         (extras,) = re.findall(r"^matu\[([\w,]+)\]$", words[2])
         assert set(extras.split(",")) <= EXTRAS, line
@@ -49,19 +52,22 @@ def check_matu(words: Sequence[str]) -> None:
     command, rest = words[0], list(words[1:])
     if command in ("tasks", "merge"):
         rest = rest[len(leading_words(rest)) :]
-    asked: Any
-    try:
-        asked = read_options(options_of(command), rest, command)
-    except SystemExit as stop:
-        assert stop.code == 0, f"matu {' '.join(words)}"
-        return
-    file = getattr(asked, "config", None)
-    kept = file is not None and file.parts[0] == "configs"  # others are written by the reader
+    kind, file = options_of(command), value_of("--config", rest)
+    kept = ROOT / file if file and file.startswith("configs/") else None  # others are written by the reader
+    asked: Any = None
+    default: Any = tyro.MISSING_NONPROP
     if command == "compare":
-        described = read_comparison(ROOT / file) if kept else Comparison(RunConfig())
-        base = read_options(options_of(command), rest, command, dataclasses.replace(asked, base=described.base)).base
-        _chosen(dataclasses.replace(described, base=base), asked).check()
+        described = read_comparison(kept) if kept else Comparison(RunConfig())
+        default = kind(described.base)
     elif command in ("run", "simulate", "relate", "bits"):
-        base = read_config(ROOT / file) if kept else RunConfig()
-        default = dataclasses.replace(asked, settings=base)
-        read_options(options_of(command), rest, command, default).settings.check()
+        default = kind(read_config(kept) if kept else RunConfig())
+    code: Any = 0
+    try:
+        asked = read_options(kind, rest, command, default)
+    except SystemExit as stop:  # 0 of --help
+        code = stop.code
+    assert code == 0, f"matu {' '.join(words)}"
+    if command == "compare" and asked:
+        _chosen(dataclasses.replace(described, base=asked.base), asked).check()
+    elif hasattr(asked, "settings") and command != "tasks":
+        asked.settings.check()

@@ -14,46 +14,18 @@ import torch
 
 from matu.artifact import load_artifact
 from matu.cli import run_command
-from matu.config import (
-    EvaluationConfig,
-    FederationConfig,
-    MachineConfig,
-    ModelConfig,
-    RunConfig,
-    TasksConfig,
-    TrainingConfig,
-    read_config,
-)
+from matu.config import EvaluationConfig, read_config
 from matu.federation.checkpoint import load_checkpoint
 from matu.methods import method_names
 from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import simulate
-from world import save_image_folder, tiny_task
+
+pytestmark = pytest.mark.xdist_group("garden")
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "results-explained.md").read_text(encoding="utf-8")
 ARTIFACT = (DOCS / "artifact.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def garden(tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data/, models/ and a finished run in runs/garden."""
-    home = tmp_path_factory.mktemp("garden")
-    for seed, (name, classes) in enumerate({"birds": 4, "flowers": 3}.items()):
-        save_image_folder(home / "data" / name, tiny_task(name, classes=classes, seed=seed))
-    shutil.copytree(tiny_vit, home / "models" / "tiny-vit")
-    config = RunConfig(
-        tasks=TasksConfig(tasks=("birds", "flowers"), image_size=8),
-        model=ModelConfig(backbone="tiny-vit", rank=4, alpha=4.0),
-        federation=FederationConfig(clients=3, participation=1.0, rounds=6, zeta_c=10.0, tasks_per_client=2),
-        training=TrainingConfig(batch_size=8, learning_rate=1e-2),
-        evaluation=EvaluationConfig(evaluate_every=3, reference=True),
-        machine=MachineConfig(precision="float32", threads=1),
-    )
-    roots = Roots(home / "data", home / "models", home / "cache")
-    simulate(config, home / "runs" / "garden", roots, Display(quiet=True))
-    return home
 
 
 @pytest.fixture
