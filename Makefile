@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-browser test-sinks lint bench clean
+.PHONY: help demo test test-long test-browser test-sinks lint bench docs clean
 
 help:
 	@echo "make demo       install, then run the main job on the bundled tasks (about 3 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-sinks    installs TensorBoard, MLflow and Weights & Biases too, then tells them rounds, offline"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      the benchmarks' small forms, beside rivals, as one table (under 10 minutes)"
+	@echo "make docs       installs mkdocs too, then builds the pages as a site into build/site; a broken link fails"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +47,11 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/table.py
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html; to search in it: $(BIN)/python -m http.server --directory build/site"
 
 clean:
 	rm -rf .venv runs dist build

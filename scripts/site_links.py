@@ -1,6 +1,6 @@
-"""A hook of mkdocs: links of the pages that leave docs/, so that the same Markdown reads well in a repository and as a site.
+"""A hook of mkdocs for links that leave docs/: the same Markdown reads well in a repository and as a site.
 
-A picture outside docs/ is taken into the site. Any other file or folder that the site has not becomes its path, as text.
+A picture outside docs/ is taken into the site. Any other file or folder that is not in it becomes its path, as text.
 A link to what is not there stays as it is, and `mkdocs build --strict` refuses it.
 """
 

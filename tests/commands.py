@@ -35,6 +35,8 @@ def check_line(line: str) -> None:
         check_matu(words[1:])
     elif words and words[0] == "make":
         assert {word for word in words[1:] if "=" not in word} <= TARGETS, line
+    elif words[:2] == ["python", "-m"]:
+        assert words[2] in ("pytest", "http.server"), line
     elif words and words[0] == "python":
         options = [word[2:].replace("-", "_") for word in words[2:] if word.startswith("--")]
         text = (ROOT / words[1]).read_text().replace("-", "_")

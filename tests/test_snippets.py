@@ -22,7 +22,7 @@ from matu.federation.site_file import read_site
 
 pytestmark = pytest.mark.xdist_group("garden")
 
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 CHECKED_ELSEWHERE = {
     ("docs/artifact.md", "python"): "test_docs.py, beside the accuracy that it should have",
     ("docs/artifact.md", ""): "test_docs.py, all five commands on a run",
