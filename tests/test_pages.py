@@ -62,6 +62,11 @@ def test_links_that_leave_the_pages_are_paths_in_the_site(monkeypatch: pytest.Mo
     assert pictures == {Path("benchmarks/records/2026-11-22-scale/scale.png")}
 
 
+def test_every_configuration_is_said_to_be_run_or_not() -> None:
+    page = (ROOT / "docs/reproduce.md").read_text(encoding="utf-8")
+    assert all(f"configs/{config.name}" in page for config in ROOT.glob("configs/*.toml"))
+
+
 def numbers(text: str) -> set[int]:
     """The equations that a text names: Eq. 2; Eq. 3 and 4; Eq. 6, 7; Eq. 3 to 7; Eq. 5-7."""
     found = set()
