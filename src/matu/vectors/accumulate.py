@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from matu.vectors import compiled
-from matu.vectors.blocks import in_blocks
+from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
 from matu.vectors.checks import (
     Device,
     require_count,
@@ -19,7 +19,7 @@ from matu.vectors.checks import (
     require_shape,
 )
 from matu.vectors.exact_sum import MAX_TERMS, ExactSum, Term, require_term
-from matu.vectors.transfer import Agreement, vote_dtype
+from matu.vectors.transfer import Agreement, levels, vote_dtype
 from matu.vectors.unify import Unified
 
 WAITING_BYTES = 32
@@ -145,37 +145,51 @@ class RoundAccumulator:
             for name in self.tasks if name in self._sums
         }  # fmt: skip
 
-        fills = [self._fill(name, mean, votes) for name, (mean, votes) in found.items()]
+        direct = {name: terms for name in found if (terms := self._direct(name))}
+        fills = [self._fill(name, *found[name]) for name in found if name not in direct]
+        for dtype in {terms[0].values.dtype for terms in direct.values()}:
+            alike = [name for name, terms in direct.items() if terms[0].values.dtype == dtype]
+            fills.append(
+                compiled.means(
+                    [direct[name] for name in alike],
+                    [self._samples[name] for name in alike],
+                    [levels(self._holders(name), self.agreement_threshold) for name in alike],
+                    [found[name][1] for name in alike],
+                    [found[name][0] for name in alike],
+                )
+            )
 
         def fill(at: slice) -> None:
             for one in fills:  # task by task in a block: what tasks share is read once
                 one(at)
 
-        in_blocks(self.dim, fill, self._device)
+        in_blocks(self.dim, fill, self._device, COMPILED_BLOCK if direct else BLOCK)
         return {
             name: (mean, Agreement(votes, self._holders(name), self.agreement_threshold))
             for name, (mean, votes) in found.items()
         }
 
+    def _direct(self, name: str) -> list[Term]:
+        """The terms of a task that compiled loops take from vectors to means, without digits in between; or none."""
+        terms = self._waiting.get(name, [])
+        total = self._sums[name]
+        fits = 0 < len(terms) <= compiled.MAX_FOLDED and not total.folded and total.compiles(terms)
+        return terms if fits else []
+
     def _fill(self, name: str, mean: Tensor, votes: Tensor) -> Callable[[slice], None]:
         """What writes a block of a task's mean and votes."""
-        total, waiting, holders = self._sums[name], self._waiting.get(name, []), self._holders(name)
-        samples, threshold, compile_ = self._samples[name], self.agreement_threshold, total.compiles(waiting)
-        if compile_ and not total.folded:
-            whole = compiled.means(waiting, samples, threshold, votes, mean)
-            if whole:
-                return whole
+        total, waiting, samples = self._sums[name], self._waiting.get(name, []), self._samples[name]
+        table, compile_ = levels(self._holders(name), self.agreement_threshold, self._device), total.compiles(waiting)
 
         def fill(at: slice) -> None:
             digits = total.part(at, waiting)
             values = digits.value(samples, compile_=compile_)
             assert digits.signs is not None
             if compile_:
-                compiled.agreement(digits.signs, holders, threshold, values, votes[at], mean[at])
+                compiled.agreement(digits.signs, table, values, votes[at], mean[at])
                 return
             votes[at] = digits.signs.abs_()
-            agreement = digits.signs.double().div_(holders)
-            mean[at] = values.mul_(agreement.masked_fill_(agreement >= threshold, 1.0))
+            mean[at] = values.mul_(table[digits.signs])
 
         return fill
 

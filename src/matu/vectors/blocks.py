@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 
 import torch
 
@@ -37,6 +39,13 @@ def in_blocks(dim: int, work: Callable[[slice], object], device: torch.device, s
         for at in slices:
             work(at)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, at) for at in slices]:
-            done.result()
+    running = [_pool(threads, os.getpid()).submit(work, at) for at in slices]
+    wait(running)
+    for done in running:
+        done.result()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that are kept: starting them takes as long as a block. A forked process has none of its parent's."""
+    return ThreadPoolExecutor(threads, f"matu-blocks-{process}")

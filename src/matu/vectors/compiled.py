@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 FROM_DIM = 1 << 17
 """Shorter vectors are not worth the seconds that compiling takes."""
-GROUP = 16
-"""Terms folded at once: at most 2^9, so that sums of 44-bit digits are exact in float64."""
-WHOLE = 2 * GROUP
-"""So many holders' terms at most go from vectors to means without digits in between."""
-NEIGHBOURS = 4
-"""Rows that are borrowed from are a multiple of this many: each other number is compiled anew."""
+MAX_FOLDED = 255
+"""Terms folded at once: at most 2^9, so that sums of 44-bit digits are exact in float64, and votes fit a byte."""
 
 
 def pays(dim: int, *tensors: Tensor) -> bool:
-    """Whether to use what is here: numba is installed, the vector is long, and it lies in ordinary memory."""
-    return dim >= FROM_DIM and importlib.util.find_spec("numba") is not None and all(t.is_cpu for t in tensors)
+    """Whether to use what is here: numba is installed, the vector is long, and lies in ordinary memory in one piece."""
+    here = all(t.is_cpu and t.is_contiguous() and t.dtype == tensors[0].dtype for t in tensors)
+    return here and dim >= FROM_DIM and importlib.util.find_spec("numba") is not None
 
 
 def fold(
@@ -35,38 +33,30 @@ def fold(
 ) -> None:  # fmt: skip
     """Fold (values, weight, mask) into the digits of an exact sum, and their signs into counts (`exact_sum`)."""
     state = [*(part.numpy() for part in (bins, high, low)), None if signs is None else signs.numpy()]
-    kinds: dict[tuple[Any, bool], list[tuple[Tensor, float, Tensor | None]]] = {}
-    for term in terms:
-        kinds.setdefault((term[0].dtype, term[2] is None), []).append(term)
-    for (_, whole), alike in kinds.items():
-        for first in range(0, len(alike), GROUP):
-            group = alike[first : first + GROUP]
-            padded = [*group, *[group[0]] * (GROUP - len(group))]
-            _kernels().fold(
-                tuple(values.numpy() for values, _, _ in padded),
-                None if whole else tuple(mask.numpy() for _, _, mask in padded if mask is not None),
-                np.array([weight for _, weight, _ in padded]), len(group), *state,
-            )  # fmt: skip
+    for first in range(0, len(terms), MAX_FOLDED):
+        _kernels().fold(*_arrays(terms[first : first + MAX_FOLDED]), *state)
 
 
 def means(
-    terms: Sequence[tuple[Tensor, float, Tensor | None]], samples: int, threshold: float, votes: Tensor, out: Tensor
-) -> Callable[[slice], None] | None:
-    """Eq. 3 and 4 of masked terms, a block at a time: what `fold`, `value` and `agreement` give, no digits kept.
+    terms: Sequence[Sequence[tuple[Tensor, float, Tensor | None]]], samples: Sequence[int], levels: Sequence[Tensor],
+    votes: Sequence[Tensor], out: Sequence[Tensor],
+) -> Callable[[slice], None]:  # fmt: skip
+    """Eq. 3 and 4 by task, a block at a time: what `fold`, `value` and `agreement` give, no digits kept.
 
-    None where they are too many or of several types.
+    The terms are masked, of one type, and at most `MAX_FOLDED` a task.
     """
-    masks = [mask for _, _, mask in terms if mask is not None]
-    if len(terms) > WHOLE or len(masks) < len(terms) or len({values.dtype for values, _, _ in terms}) != 1:
-        return None
-    padding = -len(terms) % GROUP
+    flat = [term for of_task in terms for term in of_task]
+    values, masks, weights, kind = _arrays(flat)
+    firsts = np.cumsum([0, *map(len, terms)])
     arrays = (
-        tuple(values.numpy() for values, _, _ in [*terms, *[terms[0]] * padding]),
-        tuple(mask.numpy() for mask in [*masks, *[masks[0]] * padding]),
-        np.array([weight for _, weight, _ in terms]), len(terms), float(samples), float(len(terms)), threshold,
-        votes.numpy(), out.numpy(),
+        values, masks, weights, firsts, kind, np.array(samples, np.float64), _table(levels),
+        _addresses(votes), _addresses(out), out[0][:0].numpy(),
     )  # fmt: skip
-    return lambda at: _kernels().means(*arrays, at.start, at.stop)
+
+    def fill(at: slice, _alive: object = (flat, votes, out)) -> None:
+        _kernels().means(*arrays, at.start, at.stop)
+
+    return fill
 
 
 def value(bins: Tensor, high: Tensor, low: Tensor, divisor: float, out: Tensor) -> None:
@@ -74,26 +64,68 @@ def value(bins: Tensor, high: Tensor, low: Tensor, divisor: float, out: Tensor) 
     _kernels().value(bins.numpy(), high.numpy(), low.numpy(), float(divisor), out.numpy())
 
 
-def agreement(signs: Tensor, holders: int, threshold: float, values: Tensor, votes: Tensor, means: Tensor) -> None:
+def agreement(signs: Tensor, levels: Tensor, values: Tensor, votes: Tensor, means: Tensor) -> None:
     """Eq. 3 and the mask of Eq. 4: from sums of signs and of float64 terms to votes and task means."""
-    _kernels().agreement(signs.numpy(), float(holders), threshold, values.numpy(), votes.numpy(), means.numpy())
+    _kernels().agreement(signs.numpy(), levels.numpy(), values.numpy(), votes.numpy(), means.numpy())
 
 
 def borrow(
-    own: Tensor, others: Sequence[Tensor], shares: Sequence[float], keep: float,
-    mask: Tensor, levels: Tensor | None, out: Tensor,
-) -> None:  # fmt: skip
-    """Eq. 6 and 7: keep · own + mask ⊙ Σ share · other, the mask as it is, or as votes with the level of each."""
-    padded = [*others, *[others[0]] * (-len(others) % NEIGHBOURS)]
-    _kernels().borrow(
-        own.numpy(), tuple(row.numpy() for row in padded), np.array(shares), len(others), keep,
-        mask.numpy(), None if levels is None else levels.numpy(), out.numpy(),
+    rows: Sequence[Tensor], shares: Mapping[int, tuple[float, Sequence[tuple[int, float]]]],
+    masks: Sequence[Tensor], levels: Sequence[Tensor] | None, out: Sequence[Tensor],
+) -> Callable[[slice], None]:  # fmt: skip
+    """Eq. 6 and 7, a block at a time: keep · own + mask ⊙ Σ share · other, by task.
+
+    Masks of one type, as they are, or as votes with the level of each.
+    """
+    others = [pair for _, borrowed in shares.values() for pair in borrowed]
+    arrays = (
+        _addresses(rows), rows[0][:0].numpy(), np.array(list(shares)), np.array([own for own, _ in shares.values()]),
+        np.cumsum([0, *(len(borrowed) for _, borrowed in shares.values())]),
+        np.array([t for t, _ in others]), np.array([share for _, share in others]),
+        _addresses(masks), masks[0][:0].numpy(), None if levels is None else _table(levels), _addresses(out),
     )  # fmt: skip
+
+    def fill(at: slice, _alive: object = (rows, masks, out)) -> None:
+        _kernels().borrow(*arrays, at.start, at.stop)
+
+    return fill
+
+
+def agreeing(rows: Sequence[Tensor], at: slice) -> Tensor:
+    """Σ sgn · sgn of all pairs of rows over a block, int64 [T, T]."""
+    total = np.zeros((len(rows), len(rows)), np.int64)
+    _kernels().agreeing(_addresses(rows), rows[0][:0].numpy(), at.start, at.stop, total)
+    return torch.from_numpy(total + np.tril(total, -1).T)
 
 
 def unify(vectors: Tensor, vector: Tensor, masks: Tensor, doubtful: Tensor) -> bool:
     """Eq. 2 over columns of float [k, b]; whether some elected sign is within rounding of 0, and which (bool [b])."""
     return bool(_kernels().unify(vectors.numpy(), vector.numpy(), masks.numpy(), doubtful.numpy()))
+
+
+def _arrays(terms: Sequence[tuple[Tensor, float, Tensor | None]]) -> tuple[Any, ...]:
+    """Addresses of values and of masks, weights, and an empty array of the values' type."""
+    masks = [mask for _, _, mask in terms if mask is not None]
+    if len(masks) not in (0, len(terms)):
+        raise ValueError(f"{len(masks)} masks of {len(terms)} terms: expected all or none")
+    weights = np.array([weight for _, weight, _ in terms], np.float64)
+    values = [values for values, _, _ in terms]
+    return _addresses(values), _addresses(masks) if masks else None, weights, values[0][:0].numpy()
+
+
+def _table(levels: Sequence[Tensor]) -> Any:
+    """As rows of one array."""
+    table = np.zeros((len(levels), max(map(len, levels))))
+    for row, level in zip(table, levels, strict=True):
+        row[: len(level)] = level.numpy()
+    return table
+
+
+def _addresses(tensors: Sequence[Tensor]) -> Any:
+    """Where the numbers lie, which are of one type and as many, in one piece each."""
+    if any((t.dtype, t.shape) != (tensors[0].dtype, tensors[0].shape) or not t.is_contiguous() for t in tensors):
+        raise ValueError(f"tensors of {[(t.dtype, list(t.shape)) for t in tensors]}: expected one type and shape")
+    return np.array([tensor.data_ptr() for tensor in tensors], np.int64)
 
 
 @lru_cache(maxsize=1)

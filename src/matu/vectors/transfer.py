@@ -1,17 +1,20 @@
 """Similarity between tasks and the new task vectors that borrow from similar tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from matu.vectors import compiled
 from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
-from matu.vectors.checks import require_count, require_finite, require_fraction, require_matrix, require_shape
+from matu.vectors.checks import Device, require_count, require_finite, require_fraction, require_matrix, require_shape
 
 RULES = ("average", "half_sum", "literal", "off")
+
+Share = tuple[float, list[tuple[int, float]]]
+"""Weight of a task's own mean, and (task, weight) of what it borrows, most similar first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,18 +41,24 @@ class Agreement:
     threshold: float
 
     def __post_init__(self) -> None:
-        if int(self.votes.min()) < 0 or int(self.votes.max()) > self.holders:
-            raise ValueError(f"votes: {int(self.votes.min())} to {int(self.votes.max())} of {self.holders} holders")
+        least, most = (int(end) for end in torch.aminmax(self.votes))
+        if least < 0 or most > self.holders:
+            raise ValueError(f"votes: {least} to {most} of {self.holders} holders")
 
     @cached_property
     def levels(self) -> Tensor:
         """The entry of the mask by number of votes, float64 [holders + 1]."""
-        shares = torch.arange(self.holders + 1, dtype=torch.float64, device=self.votes.device).div_(self.holders)
-        return shares.masked_fill_(shares >= self.threshold, 1.0)
+        return levels(self.holders, self.threshold, self.votes.device)
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """The task mask as float."""
         return self.levels.to(dtype)[self.votes.int()]
+
+
+def levels(holders: int, threshold: float, device: Device = "cpu") -> Tensor:
+    """Eq. 3: the entry of a task mask by number of votes, float64 [holders + 1]."""
+    shares = torch.arange(holders + 1, dtype=torch.float64, device=device).div_(holders)
+    return shares.masked_fill_(shares >= threshold, 1.0)
 
 
 def vote_dtype(holders: int) -> torch.dtype:
@@ -84,13 +93,24 @@ def similarity(vectors: Tensor) -> Tensor:
 def similarity_of_rows(rows: Sequence[Tensor]) -> Tensor:
     """As `similarity`, of vectors that are tensors of their own, float [d] each; their entries are not checked."""
     dim, device = len(rows[0]), rows[0].device
-    agreeing = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
-    for start in range(0, dim, BLOCK):
-        # Whole numbers up to 2^15 are exact in float32 in any order; autocast would round them.
-        signs = torch.stack([row[start : start + BLOCK] for row in rows]).sign().float()
+    compile_ = compiled.pays(dim, *rows)
+    parts: list[Tensor] = []
+
+    def count(at: slice) -> None:
+        if compile_:
+            parts.append(compiled.agreeing(rows, at))
+            return
+        # Whole numbers up to 2^24 are exact in float32 in any order; autocast would round them.
+        signs = torch.stack([row[at] for row in rows]).sign().float()
         with torch.autocast(device.type, enabled=False):
-            agreeing += signs @ signs.T
-    return 0.5 * (agreeing / dim + 1)
+            parts.append((signs @ signs.T).long())
+
+    if compile_ or device.type != "cpu":
+        in_blocks(dim, count, device, COMPILED_BLOCK)
+    else:  # torch takes all threads for a product
+        for start in range(0, dim, BLOCK):
+            count(slice(start, start + BLOCK))
+    return 0.5 * (sum(parts, torch.zeros(())).double() / dim + 1)
 
 
 def transfer(
@@ -170,41 +190,57 @@ def transfer_rows(
     result = {t: torch.empty_like(rows[t]) if others else rows[t] for t, (_, others) in shares.items()}
 
     compile_ = compiled.pays(len(rows[0]), *rows)
+    fills = _fills(rows, task_masks, {t: share for t, share in shares.items() if share[1]}, result, compile_=compile_)
 
-    def borrow(at: slice) -> None:
-        for t, (own, others) in shares.items():
-            if others:
-                _borrow(rows, task_masks[t], t, own, others, at, result[t][at], compile_=compile_)
+    def fill(at: slice) -> None:
+        for one in fills:
+            one(at)
 
-    in_blocks(len(rows[0]), borrow, rows[0].device, COMPILED_BLOCK if compile_ else BLOCK)
+    in_blocks(len(rows[0]), fill, rows[0].device, COMPILED_BLOCK if compile_ else BLOCK)
     for t, row in result.items() if rule != "average" else ():  # an average lies between finite numbers
         if row is not rows[t]:
             require_finite(row, f"new task vectors by rule {rule!r}, beyond the range of {row.dtype}")
     return [result[t] for t in tasks]
 
 
+def _fills(
+    rows: Sequence[Tensor], task_masks: Sequence[Tensor | Agreement], shares: Mapping[int, Share],
+    out: Mapping[int, Tensor], *, compile_: bool,
+) -> list[Callable[[slice], None]]:  # fmt: skip
+    """What writes a block of the vectors of tasks that borrow."""
+    if not compile_:
+        return [partial(_borrow, rows, task_masks[t], t, share, out[t]) for t, share in shares.items()]
+    kinds: dict[object, list[int]] = {}
+    for t in shares:
+        mask = task_masks[t]
+        kinds.setdefault(mask.dtype if isinstance(mask, Tensor) else mask.votes.dtype, []).append(t)
+    fills = []
+    for tasks in kinds.values():
+        masks, levels_ = zip(*(_parts(task_masks[t], rows[t].dtype) for t in tasks), strict=True)
+        table = None if levels_[0] is None else levels_
+        fills.append(compiled.borrow(rows, {t: shares[t] for t in tasks}, masks, table, [out[t] for t in tasks]))
+    return fills
+
+
+def _parts(mask: Tensor | Agreement, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A mask as it is, or votes and the level of each as float64, rounded to the type of the vectors."""
+    return (mask, None) if isinstance(mask, Tensor) else (mask.votes, mask.levels.to(dtype).double())
+
+
 def _borrow(
-    rows: Sequence[Tensor], mask: Tensor | Agreement, task: int, own: float, others: list[tuple[int, float]],
-    at: slice, out: Tensor, *, compile_: bool,
+    rows: Sequence[Tensor], mask: Tensor | Agreement, task: int, share: Share, out: Tensor, at: slice
 ) -> None:  # fmt: skip
     """own · τ̂ + m̂ ⊙ Σ share · τ̂', in some coordinates, in float64."""
-    votes, levels = (mask, None) if isinstance(mask, Tensor) else (mask.votes, mask.levels.to(out.dtype).double())
-    if compile_:
-        there = [rows[t][at] for t, _ in others]
-        compiled.borrow(rows[task][at], there, [share for _, share in others], own, votes[at], levels, out)
-        return
+    (own, others), (votes, levels_) = share, _parts(mask, out.dtype)
     # One by one in the order of Z: a matrix product would add in an order of its own, and a fused one rounds once.
-    borrowed = torch.zeros(out.shape, dtype=torch.float64, device=out.device)
-    for t, share in others:
-        borrowed += rows[t][at].double() * share
-    borrowed *= votes[at] if levels is None else levels[votes[at].int()]
-    out.copy_(borrowed.add_(rows[task][at].double() * own))
+    borrowed = torch.zeros(out[at].shape, dtype=torch.float64, device=out.device)
+    for t, weight in others:
+        borrowed += rows[t][at].double() * weight
+    borrowed *= votes[at] if levels_ is None else levels_[votes[at].int()]
+    out[at] = borrowed.add_(rows[task][at].double() * own)
 
 
-def _shares(
-    similarities: list[float], task: int, top_k: int, threshold: float, rule: str
-) -> tuple[float, list[tuple[int, float]]]:
-    """Weight of a task's own mean, and (task, weight) of what it borrows, most similar first."""
+def _shares(similarities: list[float], task: int, top_k: int, threshold: float, rule: str) -> Share:
     if rule == "off":
         return 1.0, []
     others = [t for t, s in enumerate(similarities) if t != task and s > threshold]
