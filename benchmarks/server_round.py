@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ import torch
 from matu import RoundAccumulator, Unified, similarity, unify
 from matu.vectors import compiled, similarity_of_rows, transfer_rows
 
+FLOOR, PLAIN, OURS = "every byte read and written once", "plain NumPy, whole round", "matu, whole round"
+PHASES = "add: checks", "means and votes", "similarity of all tasks", "transfer"
 Update = tuple[list[int], Unified, list[int]]
 
 
@@ -36,15 +40,24 @@ def updates(clients: int, tasks: int, held: int, dim: int) -> list[Update]:
     return found
 
 
-def ours(round_: list[Update], tasks: int, dim: int) -> list[torch.Tensor]:
-    """As the server of `matu` does it: float32 out."""
-    names = [f"t{t}" for t in range(tasks)]
+def ours(round_: list[Update], tasks: int, dim: int, phases: dict[str, float] | None = None) -> list[torch.Tensor]:
+    """As the server of `matu` does it: float32 out. What each phase took is put into `phases`."""
+    names, marks = [f"t{t}" for t in range(tasks)], [time.perf_counter()]
     sums = RoundAccumulator(names, dim)
     for mine, unified, samples in round_:
         sums.add([names[t] for t in mine], unified, samples)
+    marks.append(time.perf_counter())
     found = list(sums.by_task(torch.float32).values())
+    marks.append(time.perf_counter())
     rows = [mean for mean, _ in found]
-    return transfer_rows(rows, [agreement for _, agreement in found], similarity_of_rows(rows))
+    alike = similarity_of_rows(rows)
+    marks.append(time.perf_counter())
+    new = transfer_rows(rows, [agreement for _, agreement in found], alike)
+    marks.append(time.perf_counter())
+    if phases is not None:
+        for phase, began, ended in zip(PHASES, marks, marks[1:], strict=False):
+            phases[phase] = min(ended - began, phases.get(phase, math.inf))
+    return new
 
 
 def plain_numpy(round_: list[Update], tasks: int, dim: int) -> np.ndarray:
@@ -81,6 +94,18 @@ def touch(read: list[np.ndarray], target: list[np.ndarray], results: list[np.nda
         result.fill(1.0)
 
 
+def touch_by_threads(
+    pool: ThreadPoolExecutor, threads: int, read: list[np.ndarray], target: list[np.ndarray], results: list[np.ndarray]
+) -> None:  # fmt: skip
+    """The same, each thread a share of every array."""
+
+    def share(i: int) -> None:
+        own = [[np.array_split(part.reshape(-1), threads)[i] for part in parts] for parts in (read, target, results)]
+        touch(own[0], own[1], own[2])
+
+    list(pool.map(share, range(threads)))
+
+
 def best_seconds(call: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats):
@@ -106,17 +131,29 @@ def main() -> None:
     # mean, new vector, votes
     stack = torch.stack([round_[0][1].modulate(i) for i in range(a.held)])
     means = torch.randn(a.tasks, a.dim, dtype=torch.float64)
-    found = {
-        "every byte read and written once": best_seconds(lambda: touch(read, target, results), a.repeats),
-        "plain NumPy, whole round": best_seconds(lambda: plain_numpy(round_, a.tasks, a.dim), a.repeats),
-        "matu, whole round": best_seconds(lambda: ours(round_, a.tasks, a.dim), a.repeats),
-        "unify, one client": best_seconds(lambda: unify(stack), a.repeats),
-        "similarity": best_seconds(lambda: similarity(means), a.repeats),
-    }
+    phases: dict[str, float] = {}
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        found = {
+            FLOOR: best_seconds(lambda: touch(read, target, results), a.repeats),
+            f"the same on {threads} threads": best_seconds(
+                lambda: touch_by_threads(pool, threads, read, target, results), a.repeats
+            ),
+            PLAIN: best_seconds(lambda: plain_numpy(round_, a.tasks, a.dim), a.repeats),
+            OURS: best_seconds(lambda: ours(round_, a.tasks, a.dim, phases), a.repeats),
+            **{f"  {phase}": seconds for phase, seconds in phases.items()},
+            "unify, one client": best_seconds(lambda: unify(stack), a.repeats),
+            "similarity": best_seconds(lambda: similarity(means), a.repeats),
+        }
     compiled.FROM_DIM = a.dim + 1
-    found["matu without numba, whole round"] = best_seconds(lambda: ours(round_, a.tasks, a.dim), a.repeats)
+    found["matu without numba, whole round"] = best_seconds(lambda: ours(round_, a.tasks, a.dim), min(a.repeats, 3))
     for name, seconds in found.items():
         print(f"{name:34s} {1e3 * seconds:9.1f} ms")
+    faster, floors = found[PLAIN] / found[OURS], found[OURS] / found[FLOOR]
+    print(f"{faster:.1f} times as fast as plain NumPy: {'holds' if faster >= 5 else 'does NOT hold'} (5 asked)")
+    print(f"{floors:.2f} times the floor, one copy: {'holds' if floors < 3 else 'does NOT hold'} (under 3 asked)")
+    on_all = found[f"the same on {threads} threads"]
+    print(f"{found[OURS] / on_all:.2f} times the copy on {threads} threads")
     record = {
         "seconds": found, "clients": a.clients, "tasks": a.tasks, "held": a.held, "dim": a.dim,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "machine": platform.machine(),

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,3 +186,21 @@ def test_equal_work_is_checked_by_what_a_rival_says(script: Any, tmp_path: Path)
     simulation.check("rival", tmp_path, [10])
     with pytest.raises(SystemExit, match=r"trained on \[10\] images a round, \[12\] were asked for"):
         simulation.check("rival", tmp_path, [12])
+
+
+def test_the_server_at_toy_sizes(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = script("server_sizes")
+    monkeypatch.setattr(sys, "argv", ["server_sizes.py", "--small", "--out", str(tmp_path / "sizes.json")])
+    sizes.main()
+    rows = json.loads((tmp_path / "sizes.json").read_text())["rows"]
+    assert [row["d"] for row in rows] == [point.d for point in sizes.SMALL]
+    assert all(spent["wall_s"] > 0 for row in rows for spent in row["phases"].values())
+    assert all(point.T * point.d <= 5e8 and point.N * point.k >= point.T for point in sizes.SIZES)
+
+
+def test_the_floor_of_a_round_is_the_same_bytes_on_any_number_of_threads(script: Any) -> None:
+    part, copy, result = np.arange(10.0).reshape(2, 5), np.zeros((2, 5)), np.zeros(7)
+    with ThreadPoolExecutor(3) as pool:
+        script("server_round").touch_by_threads(pool, 3, [part], [copy], [result])
+    assert np.array_equal(copy, part)
+    assert result.tolist() == [1.0] * 7

@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RECORDS = {
-    "server_round": "2026-11-22-server-round/record.json",
+    "server_round": "2026-11-29-server-round/record.json",
     "training_step": "2026-11-21-lora-together/*.json",
     "serving": "2026-11-22-serving/vit-tiny-64px.json",
     "merge": "2026-11-22-merge/record.json",

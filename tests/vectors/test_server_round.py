@@ -1,13 +1,25 @@
 """Whole rounds of the server against the oracle: fold in, keep the absent, transfer, unify for clients."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from vector_cases import assert_close, dims, dtypes, held_tasks, matrix, message, seeds
+from vector_cases import DEVICES, assert_close, dims, dtypes, held_tasks, matrix, message, seeds
 
 import oracle
-from matu.vectors import RULES, RoundAccumulator, Unified, transfer, unify
+from matu.vectors import (
+    RULES,
+    ExactSum,
+    RoundAccumulator,
+    Unified,
+    compiled,
+    similarity_of_rows,
+    transfer,
+    transfer_rows,
+    unify,
+)
+from matu.vectors.exact_sum import Term
 
 task_counts = st.integers(1, 12)
 clients = st.integers(1, 40)
@@ -93,3 +105,60 @@ def test_full_size(monkeypatch):
     expected_seen, expected = slow_rounds(tasks, rounds)
     assert seen == expected_seen == tasks
     assert_close(vectors, expected, torch.float64)
+
+
+def all_of_a_round(updates, dim, device):
+    """Every tensor that the server comes to, on the CPU."""
+    sums = RoundAccumulator(["a", "b", "c"], dim, device=device)
+    for held, update, samples in updates:
+        on = Unified(*(part.to(device) for part in (update.vector, update.masks, update.rescalers)))
+        sums.add(held, on, samples)
+    rows, agreements = zip(*sums.by_task(torch.float32).values(), strict=True)
+    alike = similarity_of_rows(rows)
+    new = torch.stack(transfer_rows(rows, agreements, alike))
+    down = unify(new)
+    votes = torch.stack([agreement.votes for agreement in agreements])
+    return [t.cpu() for t in (torch.stack(rows), votes, alike, new, down.vector, down.masks)], down.rescalers.cpu()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    "cuda" not in DEVICES, reason="no CUDA here"))])  # fmt: skip
+@pytest.mark.parametrize("kind", ["normal", "sparse", "wide"])
+def test_long_vectors_have_the_same_bits_compiled_in_torch_and_on_every_device(monkeypatch, kind, device):
+    """Several blocks on several threads, tiles, bins; tasks that borrow."""
+    dim, updates = 2 * compiled.FROM_DIM + 5_001, []
+    for i in range(7):
+        held = ["a", "b", "c"][: 1 + i % 3]
+        vectors = matrix(i, len(held), dim, kind, torch.float32) + matrix(99, 1, dim, kind, torch.float32)
+        updates.append((held, unify(vectors), [7 + i, 1, 500][: len(held)]))
+    found, rescalers = all_of_a_round(updates, dim, device)
+    monkeypatch.setattr(compiled, "FROM_DIM", dim + 1)
+    expected, expected_rescalers = all_of_a_round(updates, dim, "cpu")
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    torch.testing.assert_close(rescalers, expected_rescalers)  # a device adds in an order of its own
+    assert expected[3].ne(expected[0]).any(), "some task borrows"
+
+
+def test_more_terms_than_are_folded_at_once(monkeypatch):
+    terms = [
+        Term(torch.full((3,), 0.1 * i), 1.0 + i, torch.tensor([True, i % 2 == 0, False]))
+        for i in range(2 * compiled.MAX_FOLDED + 3)
+    ]
+    results = []
+    for from_dim in (compiled.FROM_DIM, 1):
+        monkeypatch.setattr(compiled, "FROM_DIM", from_dim)
+        total = ExactSum(3, signs=True)
+        total.fold(terms)
+        results.append(total.tensors())
+    assert all(torch.equal(part, results[1][name]) for name, part in results[0].items())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [torch.ones(7), torch.ones(8, dtype=torch.float64), torch.ones(8, 2)[:, 0]],
+    ids=["short", "type", "pieces"],
+)
+def test_compiled_loops_read_past_no_end(other):
+    """They take addresses: rows that are not alike are refused, or left to torch."""
+    with pytest.raises(ValueError, match="expected one type and shape"):
+        compiled.agreeing([torch.ones(8), other], slice(0, 8))

@@ -111,13 +111,14 @@ def test_rows_votes_and_compiled_loops_give_the_same_bits(
     agreements = [Agreement(row.to(vote_dtype(holders)), holders, 0.4) for row in votes]
     masks = torch.stack([agreement.mask(dtype) for agreement in agreements])
     assert masks.tolist() == [[oracle_mask(v, holders, dtype) for v in row] for row in votes.tolist()]
-    options = top_k, threshold, rule
+    options, lists = (top_k, threshold, rule), [row.tolist() for row in rows]
     expected = transfer(torch.stack(rows), masks, *options)
     wanted = range(count)[::-2]
     for from_dim in (compiled.FROM_DIM, 1):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(compiled, "FROM_DIM", from_dim)
             assert torch.equal(transfer(torch.stack(rows), masks, *options), expected)
+            assert similarity_of_rows(rows).tolist() == [[oracle.similarity(a, b) for b in lists] for a in lists]
             found = transfer_rows(rows, agreements, similarity_of_rows(rows), *options, wanted=wanted)
         assert all(torch.equal(new, expected[t]) for new, t in zip(found, wanted, strict=True))
 
