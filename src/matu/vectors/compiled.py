@@ -98,9 +98,11 @@ def agreeing(rows: Sequence[Tensor], at: slice) -> Tensor:
     return torch.from_numpy(total + np.tril(total, -1).T)
 
 
-def unify(vectors: Tensor, vector: Tensor, masks: Tensor, doubtful: Tensor) -> bool:
-    """Eq. 2 over columns of float [k, b]; whether some elected sign is within rounding of 0, and which (bool [b])."""
-    return bool(_kernels().unify(vectors.numpy(), vector.numpy(), masks.numpy(), doubtful.numpy()))
+def unify(vectors: Tensor, vector: Tensor, masks: Tensor, at: slice) -> Tensor:
+    """Eq. 2 over a block of float [k, d]; which of its columns have an elected sign within rounding of 0, or none."""
+    doubtful = torch.empty(at.stop - at.start, dtype=torch.bool)
+    arrays = (part.numpy() for part in (vectors, vector, masks, doubtful))
+    return doubtful if _kernels().unify(*arrays, at.start, at.stop) else doubtful[:0]
 
 
 def _arrays(terms: Sequence[tuple[Tensor, float, Tensor | None]]) -> tuple[Any, ...]:

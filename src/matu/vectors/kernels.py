@@ -288,13 +288,13 @@ def _pack(row: Any, there: Any, below: Any) -> None:
 
 
 @compiled_loop
-def unify(vectors: Any, vector: Any, masks: Any, doubtful: Any) -> bool:
-    count, dim = vectors.shape
+def unify(vectors: Any, vector: Any, masks: Any, doubtful: Any, first: int, last: int) -> bool:
+    count = vectors.shape[0]
     total, mass = np.empty(_TILE), np.empty(_TILE)
     elected, largest = np.empty(_TILE, vectors.dtype), np.empty(_TILE, vectors.dtype)
     doubts = False
-    for start in range(0, dim, _TILE):
-        n = min(_TILE, dim - start)
+    for start in range(first, last, _TILE):
+        n = min(_TILE, last - start)
         for j in range(n):
             total[j] = 0.0
             mass[j] = 0.0
@@ -308,7 +308,7 @@ def unify(vectors: Any, vector: Any, masks: Any, doubtful: Any) -> bool:
         for j in range(n):
             elected[j] = (total[j] > 0) - (total[j] < 0)
             sure = count < 3 or mass[j] == 0 or abs(total[j]) > count * 2.220446049250313e-16 * mass[j]
-            doubtful[start + j] = not sure
+            doubtful[start - first + j] = not sure
             found += not sure
         doubts |= found > 0
         for t in range(count):

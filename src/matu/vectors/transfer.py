@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from matu.vectors import compiled
-from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
+from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, DEVICE_BLOCK, in_blocks
 from matu.vectors.checks import Device, require_count, require_finite, require_fraction, require_matrix, require_shape
 
 RULES = ("average", "half_sum", "literal", "off")
@@ -93,24 +93,19 @@ def similarity(vectors: Tensor) -> Tensor:
 def similarity_of_rows(rows: Sequence[Tensor]) -> Tensor:
     """As `similarity`, of vectors that are tensors of their own, float [d] each; their entries are not checked."""
     dim, device = len(rows[0]), rows[0].device
-    compile_ = compiled.pays(dim, *rows)
-    parts: list[Tensor] = []
-
-    def count(at: slice) -> None:
-        if compile_:
-            parts.append(compiled.agreeing(rows, at))
-            return
-        # Whole numbers up to 2^24 are exact in float32 in any order; autocast would round them.
-        signs = torch.stack([row[at] for row in rows]).sign().float()
-        with torch.autocast(device.type, enabled=False):
-            parts.append((signs @ signs.T).long())
-
-    if compile_ or device.type != "cpu":
-        in_blocks(dim, count, device, COMPILED_BLOCK)
-    else:  # torch takes all threads for a product
-        for start in range(0, dim, BLOCK):
-            count(slice(start, start + BLOCK))
-    return 0.5 * (sum(parts, torch.zeros(())).double() / dim + 1)
+    if compiled.pays(dim, *rows):
+        counts: list[Tensor] = []
+        in_blocks(dim, lambda at: counts.append(compiled.agreeing(rows, at)), device, COMPILED_BLOCK)
+        agreeing = torch.stack(counts).sum(dim=0).double()
+    else:
+        agreeing = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
+        size = BLOCK if device.type == "cpu" else max(BLOCK, DEVICE_BLOCK // len(rows))
+        for start in range(0, dim, size):
+            # Whole numbers up to 2^24 are exact in float32 in any order; autocast would round them.
+            signs = torch.stack([row[start : start + size] for row in rows]).sign().float()
+            with torch.autocast(device.type, enabled=False):
+                agreeing += signs @ signs.T
+    return 0.5 * (agreeing / dim + 1)
 
 
 def transfer(

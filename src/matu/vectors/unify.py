@@ -84,9 +84,8 @@ def elect(vectors: Tensor) -> tuple[Tensor, Tensor]:
         if not compile_:
             vector[at], masks[:, at] = _elect(vectors[:, at])
             return
-        doubtful = torch.empty(at.stop - at.start, dtype=torch.bool)
-        if compiled.unify(vectors[:, at], vector[at], masks[:, at], doubtful):
-            where = doubtful.nonzero()[:, 0] + at.start
+        where = compiled.unify(vectors, vector, masks, at).nonzero()[:, 0] + at.start
+        if len(where):
             vector[where], masks[:, where] = _elect(vectors[:, where])
 
     in_blocks(vectors.shape[1], part, vectors.device, COMPILED_BLOCK if compile_ else max(1, BLOCK // len(vectors)))
@@ -154,6 +153,6 @@ def _block_sums(values: Tensor, mask: Tensor | None, scale: float) -> float:
     sums = []
     for start in range(0, len(values), DEVICE_BLOCK):
         at = slice(start, start + DEVICE_BLOCK)
-        kept = values[at] if mask is None else torch.where(mask[at], values[at], 0)
+        kept = values[at] if mask is None else values[at] * mask[at]  # finite numbers, and faster than to choose
         sums.append(float(torch.linalg.vector_norm(kept if scale == 1 else kept * scale, ord=1, dtype=torch.float64)))
     return sum(sums)
