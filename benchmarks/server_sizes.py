@@ -3,7 +3,8 @@
 python benchmarks/server_sizes.py [--small] [--out FILE]
 
 Updates are made one at a time and handed over, which is not counted; `growth_mb` is how much the process grew by at its
-peak, all that a round holds and the update at hand included. Seconds are wall time and, of all threads, processor time.
+peak, all that a round holds and the update at hand included. Seconds are wall time and, of all threads,
+processor time, of the better of two passes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ SIZES = [
     Point(50_000_000, 1, 1, 6), Point(50_000_000, 8, 2, 6),
 ]  # fmt: skip
 CLIENTS = [Point(200_000, 8, 3, N) for N in (10, 30, 100, 300, 1000)]
-COMPILING = [Point(300_000, 3, 3, 2), Point(300_000, 1, 1, 40)]
+COMPILING = [Point(300_000, 3, 3, 2), Point(300_000, 1, 1, 40), Point(140_000, 2, 2, 260)]
 SMALL = [Point(1_000, 8, 3, 10), Point(2_000, 8, 3, 10)]
 
 
@@ -108,6 +109,10 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
+def total_s(row: dict[str, Any]) -> float:
+    return sum(spent["wall_s"] for spent in row["phases"].values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
@@ -117,10 +122,10 @@ def main() -> None:
     for point in [] if args.small else COMPILING:
         measure(point)
     for point in SMALL if args.small else [*CLIENTS, *SIZES]:
-        rows.append(measure(point))
+        rows.append(min(measure(point), measure(point), key=total_s))
         phases = rows[-1]["phases"]
         times = "  ".join(f"{phase} {1e3 * spent['wall_s']:.0f}" for phase, spent in phases.items())
-        total = sum(spent["wall_s"] for spent in phases.values())
+        total = total_s(rows[-1])
         size = f"d {point.d:>10,} T {point.T:3d} k {point.k} N {point.N:4d}"
         print(f"{size}: {1e3 * total:7.0f} ms ({times})  growth {rows[-1]['growth_mb']:.0f} MB", flush=True)
         if args.out:
