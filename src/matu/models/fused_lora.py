@@ -9,50 +9,89 @@ import torch
 from torch import Tensor, nn
 
 Own = Callable[[Tensor], Tensor]
-"""From a LoRA matrix to one of its shape for every sample of a batch, [n, …]."""
+"""From a LoRA matrix to k of its shape, [k, …], for k runs of a batch, of as many samples each."""
+
+
+def products(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, scale: float, a: Sequence[Tensor], b: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """y_i = x W_iᵀ + b_i + s (x A_iᵀ) B_iᵀ for layers i of one input, and k adapters with an equal share of the rows.
+
+    In float32 the adapter is first added to the weights: W_i + s B_i A_i is exact to rounding, and nothing but the
+    products of the backbone is left. bfloat16 would round small updates away.
+
+    Parameters
+    ----------
+    rows
+        x [k, n, in].
+    weight, bias
+        [Σ out_i, in] and [Σ out_i], frozen.
+    scale
+        s.
+    a, b
+        A_i [k, r_i, in] and B_i [k, out_i, r_i] of every layer, in the weights' precision.
+
+    Returns
+    -------
+    tuple
+        y [k, n, Σ out_i], and the weights with the adapter [k, Σ out_i, in] if they were made.
+    """
+    outs = [m.shape[1] for m in b]
+    if weight.dtype == torch.float32 and 2 * rows.shape[1] > rows.shape[2]:  # for fewer rows, B A would cost more
+        parts = [torch.baddbmm(w, y, x, alpha=scale) for w, x, y in zip(weight.split(outs), a, b, strict=True)]
+        merged = torch.cat(parts, dim=1)
+        return torch.bmm(rows, merged.mT) if bias is None else torch.baddbmm(bias, rows, merged.mT), merged
+    y = nn.functional.linear(rows, weight, bias)
+    inner = torch.bmm(rows, torch.cat(list(a), dim=1).mT).split([m.shape[1] for m in a], dim=-1)
+    for part, one, matrices in zip(y.split(outs, dim=-1), inner, b, strict=True):
+        part.baddbmm_(one, matrices.mT, alpha=scale)
+    return y, None
+
+
+def gradients(
+    g: Tensor, rows: Tensor, weight: Tensor, merged: Tensor | None, scale: float, a: Sequence[Tensor],
+    b: Sequence[Tensor], *, of_input: bool,
+) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:  # fmt: skip
+    """Of `products` by x (where asked), A_i and B_i, for the gradient g [k, n, Σ out_i] by y."""
+    ranks, all_a = [m.shape[1] for m in a], torch.cat(list(a), dim=1)
+    inner = torch.bmm(rows, all_a.mT).split(ranks, dim=-1)
+    by_part = g.split([m.shape[1] for m in b], dim=-1)
+    into_b = [torch.bmm(one.mT, part).mT * scale for one, part in zip(inner, by_part, strict=True)]
+    inner_g = torch.cat([torch.bmm(part, m) for part, m in zip(by_part, b, strict=True)], dim=-1).mul_(scale)
+    into_a = torch.bmm(inner_g.mT, rows).split(ranks, dim=1)
+    into_x = None
+    if of_input:
+        into_x = torch.bmm(g, merged) if merged is not None else (g @ weight).baddbmm_(inner_g, all_a)
+    return into_x, list(into_a), into_b
 
 
 class _FusedLora(torch.autograd.Function):
-    """y_i = x W_iᵀ + b_i + s (x A_iᵀ) B_iᵀ for layers i of one input, W and b frozen.
-
-    The A_i are stacked, the B_i stand on the diagonal of one matrix: zeros cost less than small products do.
-    """
+    """`products` of x [..., in], with adapters of two dimensions, or of three with one for each run of samples."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, scale: float, *matrices: Tensor
     ) -> tuple[Tensor, ...]:
-        count = len(matrices) // 2
-        a = torch.cat(matrices[:count]).to(weight.dtype)
-        b = torch.block_diag(*matrices[count:]).to(weight.dtype).mul_(scale)
-        rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
-        inner = rows @ a.T
-        y = torch.addmm(bias, rows, weight.T) if bias is not None else rows @ weight.T
-        y.addmm_(inner, b.T)
-        ctx.save_for_backward(rows, inner, weight, a, b)
-        ctx.shape, ctx.dtype, ctx.scale = x.shape, x.dtype, scale
-        ctx.sizes = [m.shape for m in matrices]
-        parts = y.view(*x.shape[:-1], -1).split([m.shape[0] for m in matrices[count:]], dim=-1)
-        return tuple(parts) if count > 1 else (parts[0],)
+        many = [(m if m.ndim == 3 else m[None]).to(weight.dtype) for m in matrices]
+        a, b = many[: len(many) // 2], many[len(many) // 2 :]
+        rows = x.reshape(len(a[0]), -1, x.shape[-1]).to(weight.dtype)
+        y, merged = products(rows, weight, bias, scale, a, b)
+        ctx.save_for_backward(rows, weight, merged, *many)
+        ctx.shape, ctx.dtype, ctx.scale, ctx.shapes = x.shape, x.dtype, scale, [m.shape for m in matrices]
+        parts = y.view(*x.shape[:-1], -1).split([m.shape[1] for m in b], dim=-1)
+        return tuple(parts) if len(b) > 1 else (parts[0],)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, weight, a, b = ctx.saved_tensors
-        count = len(ctx.sizes) // 2
-        outs = [size[0] for size in ctx.sizes[count:]]
-        g = torch.cat([one.reshape(-1, n).to(weight.dtype) for one, n in zip(gradients, outs, strict=True)], dim=1)
-        inner_g = g @ b
-        into_a = inner_g.T @ rows
-        into_b = (g.T @ inner).float() * ctx.scale
-        into_x = None
-        if ctx.needs_input_grad[0]:
-            into_x = (g @ weight).addmm_(inner_g, a).view(ctx.shape).to(ctx.dtype)
-        ranks = [size[0] for size in ctx.sizes[:count]]
-        blocks, row, column = [], 0, 0
-        for n, rank in zip(outs, ranks, strict=True):
-            blocks.append(into_b[row : row + n, column : column + rank].contiguous())
-            row, column = row + n, column + rank
-        return into_x, None, None, None, *into_a.float().split(ranks), *blocks
+    def backward(ctx: Any, *by_part: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, merged, *many = ctx.saved_tensors
+        a, b = many[: len(many) // 2], many[len(many) // 2 :]
+        g = torch.cat([part.reshape(*rows.shape[:2], -1).to(weight.dtype) for part in by_part], dim=-1)
+        asked = ctx.needs_input_grad[0]
+        into_x, into_a, into_b = gradients(g, rows, weight, merged, ctx.scale, a, b, of_input=asked)
+        if into_x is not None:
+            into_x = into_x.view(ctx.shape).to(ctx.dtype)
+        found = [m.float().reshape(shape) for m, shape in zip((*into_a, *into_b), ctx.shapes, strict=True)]
+        return into_x, None, None, None, *found
 
 
 class FusedLora:
@@ -81,7 +120,7 @@ class FusedLora:
         self._outputs: dict[int, Tensor] = {}
 
     def attach(self, own: Own | None = None) -> None:
-        """Replace the layers' forward; with `own`, every sample of a batch has matrices of its own (no gradients)."""
+        """Replace the layers' forward; with `own`, runs of a batch have matrices of their own."""
         self._own, self._input, self._outputs = own, None, {}
         for number, layer in enumerate(self.layers):
             layer.forward = self._forward_of(number)
@@ -106,21 +145,10 @@ class FusedLora:
     def _compute(self, x: Tensor) -> Sequence[Tensor]:
         """The outputs of all layers."""
         layers: list[Any] = [*self.layers]
-        a, b = ([getattr(layer, name)["default"].weight for layer in layers] for name in ("lora_A", "lora_B"))
-        if self._own is None:
-            return _FusedLora.apply(x, self.weight, self.bias, self.scale, *a, *b)
-        dtype = self.weight.dtype
-        return self._per_sample(x, [self._own(m).to(dtype) for m in a], [self._own(m).to(dtype) for m in b])
-
-    def _per_sample(self, x: Tensor, a: Sequence[Tensor], b: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The same with A_i [n, r, in] and B_i [n, out, r]; samples lie one behind the other in x."""
-        rows = x.reshape(len(a[0]), -1, x.shape[-1]).to(self.weight.dtype)
-        y = nn.functional.linear(rows, self.weight, self.bias)
-        inner = torch.bmm(rows, torch.cat(list(a), dim=1).mT).split([m.shape[1] for m in a], dim=-1)
-        parts = y.split([m.shape[1] for m in b], dim=-1)
-        for part, one, matrices in zip(parts, inner, b, strict=True):
-            part.baddbmm_(one, matrices.mT, alpha=self.scale)
-        return [part.reshape(*x.shape[:-1], -1) for part in parts]
+        matrices = [getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B") for layer in layers]
+        if self._own is not None:
+            matrices = [self._own(m) for m in matrices]
+        return _FusedLora.apply(x, self.weight, self.bias, self.scale, *matrices)
 
 
 def lora_layers(model: nn.Module) -> list[nn.Module]:
