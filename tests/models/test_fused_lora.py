@@ -12,10 +12,19 @@ from world import SIZE
 
 
 def adapted(vit: Path, *, targets: tuple[str, ...] = ("query", "key", "value"), low: bool = False) -> AdaptedModel:
-    model = AdaptedModel(
+    return AdaptedModel(
         load_backbone(str(vit), image_size=SIZE), rank=3, alpha=6.0, targets=targets, adapter_seed=0,
         device=torch.device("cpu"), low_precision=low, start_b=0.2,
     )  # fmt: skip
+
+
+def by_groups(vit: Path) -> AdaptedModel:
+    """With the form for any model, where whole blocks could be fused."""
+    model = adapted(vit)
+    model.compute_together(False)
+    images = torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8)
+    model._fused = fuse(model.model, lambda: model.features(images))
+    model.compute_together(True)
     return model
 
 
@@ -49,7 +58,7 @@ def test_layers_of_one_input_are_one_group_and_others_stand_alone(tiny_vit: Path
 
 
 def test_a_layer_that_is_called_out_of_turn_is_right(tiny_vit: Path) -> None:
-    group = next(g for g in adapted(tiny_vit)._fused if len(g.layers) == 3)
+    group = next(g for g in by_groups(tiny_vit)._fused if len(g.layers) == 3)
     one, two = torch.randn(2, 4, 16), torch.randn(2, 4, 16)
     calls = [(0, one), (1, two), (2, one), (0, one), (0, one), (1, one), (2, two)]
     found = [group.layers[i](x) for i, x in calls]
@@ -71,7 +80,7 @@ def test_a_layer_that_is_used_twice_in_a_forward_keeps_pefts_own(tiny_vit: Path)
 
 
 def test_nothing_of_a_forward_is_held_after_it(tiny_vit: Path) -> None:
-    model = adapted(tiny_vit)
+    model = by_groups(tiny_vit)
     model.features(torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8))
     assert all(group._input is None and not group._outputs for group in model._fused)
 
@@ -104,7 +113,7 @@ def test_after_a_mixed_batch_that_failed_the_model_is_as_before(tiny_vit: Path) 
 
 
 def test_frozen_weights_lie_in_memory_once(tiny_vit: Path) -> None:
-    for group in adapted(tiny_vit)._fused:
+    for group in by_groups(tiny_vit)._fused:
         inside = group.weight.untyped_storage()
         for layer in group.layers:
             assert layer.base_layer.weight.untyped_storage().data_ptr() == inside.data_ptr()  # type: ignore[union-attr]

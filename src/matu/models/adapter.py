@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from matu.errors import ConfigError
 from matu.models.backbone import Backbone
 from matu.models.fused_lora import FusedLora, fuse, lora_layers
+from matu.models.vit_block import FusedBlock, fused_blocks
 from matu.vectors import Layout, draw_start
 
 # The words of the papers, and what the attention projections are called in one library or another.
@@ -87,12 +88,12 @@ class AdaptedModel:
         self.parameters.grad = torch.zeros_like(self.parameters)
         self._tie(trained)
         self._encoder = _Encoder(backbone)
-        self._fused: list[FusedLora] = []
+        self._fused: Sequence[FusedLora | FusedBlock] = []
         self._apart: list[FusedLora] = []
         self._mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1) * 255
         blank = torch.zeros(1, backbone.image_size, backbone.image_size, 3, dtype=torch.uint8)
-        self._fused = fuse(self.model, lambda: self.features(blank))
+        self._fused = fused_blocks(self.model) or fuse(self.model, lambda: self.features(blank))
         together = {id(layer) for group in self._fused for layer in group.layers}
         self._apart = [FusedLora([layer]) for layer in lora_layers(self.model) if id(layer) not in together]
         self.compute_together(True)
@@ -149,7 +150,7 @@ class AdaptedModel:
 
         def own(matrix: Tensor) -> Tensor:
             first = matrix.storage_offset()  # it is a view of the flat vector
-            return adapters(slice(first, first + matrix.numel())).view(-1, *matrix.shape)
+            return adapters(slice(first, first + matrix.numel())).unflatten(1, matrix.shape)
 
         for group in (*self._fused, *self._apart):
             group.attach(own)

@@ -103,18 +103,20 @@ class FusedLora:
     Parameters
     ----------
     layers
-        PEFT LoRA layers of equal input width and equal scale.
+        PEFT LoRA layers of equal input width and equal scale, or plain linear layers among them.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self.layers = list(layers)
-        bases: list[Any] = [layer.base_layer for layer in layers]
+        self.layers = [layer for layer in layers if hasattr(layer, "lora_A")]
+        bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         self.weight = torch.cat([base.weight.detach() for base in bases])
         self.bias = None if bases[0].bias is None else torch.cat([base.bias.detach() for base in bases])
         for base, part in zip(bases, self.weight.split([base.out_features for base in bases]), strict=True):
             base.weight.data = part  # the frozen weights lie in memory once
-        first: Any = layers[0]
+        first: Any = self.layers[0]
         self.scale = float(first.scaling["default"])
+        pairs = [_matrices(layer) for layer in layers]
+        self.matrices = [a for a, _ in pairs] + [b for _, b in pairs]
         self._own: Own | None = None
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
@@ -144,11 +146,15 @@ class FusedLora:
 
     def _compute(self, x: Tensor) -> Sequence[Tensor]:
         """The outputs of all layers."""
-        layers: list[Any] = [*self.layers]
-        matrices = [getattr(layer, name)["default"].weight for name in ("lora_A", "lora_B") for layer in layers]
-        if self._own is not None:
-            matrices = [self._own(m) for m in matrices]
+        matrices = self.matrices if self._own is None else [self._own(m) for m in self.matrices]
         return _FusedLora.apply(x, self.weight, self.bias, self.scale, *matrices)
+
+
+def _matrices(layer: Any) -> tuple[Tensor, Tensor]:
+    """A and B of a layer; of rank 0 where it has none."""
+    if hasattr(layer, "lora_A"):
+        return layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return layer.weight.new_zeros(0, layer.in_features), layer.weight.new_zeros(layer.out_features, 0)
 
 
 def lora_layers(model: nn.Module) -> list[nn.Module]:
