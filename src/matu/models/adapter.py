@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from matu.errors import ConfigError
 from matu.models.backbone import Backbone
-from matu.models.fused_lora import FusedLora, fuse, lora_layers
+from matu.models.fused_lora import FusedLora, Own, fuse, lora_layers
 from matu.models.vit_block import FusedBlock, fused_blocks
 from matu.vectors import Layout, draw_start
 
@@ -152,11 +154,40 @@ class AdaptedModel:
             first = matrix.storage_offset()  # it is a view of the flat vector
             return adapters(slice(first, first + matrix.numel())).unflatten(1, matrix.shape)
 
+        with torch.inference_mode():
+            return self._features_with(own, images)
+
+    def stacked_features(self, images: Tensor, adapters: Tensor) -> Tensor:
+        """Image features of k batches of one size, each with an adapter of its own; with gradients by the adapters.
+
+        Parameters
+        ----------
+        images
+            uint8 [k · n, size, size, 3], batch behind batch.
+        adapters
+            Flat vectors (start + task vector), float32 [k, d].
+
+        Returns
+        -------
+        Tensor
+            [k · n, features].
+        """
+        sizes = [math.prod(shape) for shape in self.layout.shapes]
+        parts = adapters.split(sizes, dim=1)  # at once: the gradient by all of them is one concatenation
+        by_first = dict(zip(itertools.accumulate(sizes, initial=0), parts, strict=False))
+
+        def own(matrix: Tensor) -> Tensor:
+            if not matrix.numel():
+                return matrix.expand(len(adapters), *matrix.shape)
+            return by_first[int(matrix.storage_offset())].unflatten(1, matrix.shape)
+
+        return self._features_with(own, images)
+
+    def _features_with(self, own: Own, images: Tensor) -> Tensor:
         for group in (*self._fused, *self._apart):
             group.attach(own)
         try:
-            with torch.inference_mode():
-                return self.features(images)
+            return self.features(images)
         finally:
             for group in self._apart:
                 group.detach()

@@ -82,11 +82,14 @@ class Trainer:
         Steps, rate, clipping.
     objective
         What the method asks for.
+    together
+        Fine-tunings that are computed at once where several are asked for (`stacked.train_together`).
     """
 
     model: AdaptedModel
     config: TrainingConfig
     objective: Objective = field(default_factory=Objective)
+    together: int = 1
     clock: Clock = field(default_factory=Clock)
 
     def train(
@@ -183,19 +186,24 @@ class Fit:
         Where it starts.
     labels
         int [n], of the images to train on: what a balanced objective is balanced by. None: it is not balanced.
+    own
+        With an adapter of its own, for `stacked.train_together`, and not in the model's.
     """
 
-    def __init__(self, trainer: Trainer, start: Weights, labels: np.ndarray | None = None) -> None:
+    def __init__(
+        self, trainer: Trainer, start: Weights, labels: np.ndarray | None = None, *, own: bool = False
+    ) -> None:
         self.trainer, self.model = trainer, trainer.model
-        self.model.load(start.vector)
+        if own:
+            self.adapter = nn.Parameter(self.model.start + start.vector.to(self.model.start))
+        else:
+            self.model.load(start.vector)
+            self.adapter = self.model.parameters
         self.head = nn.Parameter(start.head.to(self.model.device, copy=True))
-        self._start = [self.model.parameters.detach().clone(), self.head.detach().clone()]
+        self._start = [self.adapter.detach().clone(), self.head.detach().clone()]
         c = trainer.config
-        self.trained = [self.model.parameters, self.head]
-        on_gpu = self.model.device.type == "cuda"
-        self.optimiser = torch.optim.AdamW(
-            self.trained, lr=c.learning_rate, weight_decay=c.weight_decay, fused=on_gpu or None
-        )
+        self.trained = [self.adapter, self.head]
+        self.optimiser = torch.optim.AdamW(self.trained, lr=c.learning_rate, weight_decay=c.weight_decay, fused=True)
         self._log_shares: Tensor | None = None
         if labels is not None and (c.balanced or trainer.objective.balanced):
             counts = torch.from_numpy(np.bincount(labels, minlength=len(start.head)))
@@ -210,13 +218,22 @@ class Fit:
     def step(self, split: Split, batch: np.ndarray) -> None:
         """One step on the images at `batch`."""
         began = time.perf_counter()
-        features = self.trainer.features(split.images[batch])
-        labels = torch.from_numpy(split.labels[batch]).to(self.model.device, non_blocking=True)  # no wait for a GPU
-        found = logits(features, self.head)
-        loss = nn.functional.cross_entropy(found if self._log_shares is None else found + self._log_shares, labels)
-        self.model.parameters.grad.zero_()  # type: ignore[union-attr]  # the LoRA matrices' gradients are views of it
+        loss = self.loss(self.trainer.features(split.images[batch]), split.labels[batch])
+        self.adapter.grad.zero_()  # type: ignore[union-attr]  # the LoRA matrices' gradients are views of it
         self.head.grad = None
         loss.backward()
+        self.update(loss)
+        self.trainer.clock.train_images += len(batch)
+        self.trainer.clock.train_s += time.perf_counter() - began
+
+    def loss(self, features: Tensor, labels: np.ndarray) -> Tensor:
+        """Of a batch's features [n, features] and labels [n]."""
+        expected = torch.from_numpy(labels).to(self.model.device, non_blocking=True)  # no wait for a GPU
+        found = logits(features, self.head)
+        return nn.functional.cross_entropy(found if self._log_shares is None else found + self._log_shares, expected)
+
+    def update(self, loss: Tensor) -> None:
+        """The optimiser's step, once the loss has gone backward."""
         self._shape_gradients()
         if self.trainer.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.trained, self.trainer.config.gradient_clip)
@@ -224,8 +241,6 @@ class Fit:
         self._hold_frozen()
         self._losses += loss.detach()
         self._steps += 1
-        self.trainer.clock.train_images += len(batch)
-        self.trainer.clock.train_s += time.perf_counter() - began
 
     def _shape_gradients(self) -> None:
         """Add the proximal term's gradient μ(θ − θ_start); drop that of parameters that do not learn."""
@@ -235,8 +250,8 @@ class Fit:
                 assert parameter.grad is not None
                 parameter.grad.add_(parameter.detach() - start, alpha=asked.proximal)
         if asked.trained is not None:
-            assert self.model.parameters.grad is not None
-            self.model.parameters.grad.mul_(asked.trained.to(self.model.device))
+            assert self.adapter.grad is not None
+            self.adapter.grad.mul_(asked.trained.to(self.model.device))
 
     def _hold_frozen(self) -> None:
         """Weight decay would move parameters that do not learn, and rows of classes that a balanced site lacks."""
@@ -245,7 +260,7 @@ class Fit:
             torch.where(self._log_shares.isfinite()[:, None], rows, self._start[1], out=rows)
         learns = self.trainer.objective.trained
         if learns is not None:
-            here = self.model.parameters.data
+            here = self.adapter.data
             torch.where(learns.to(self.model.device), here, self._start[0], out=here)
 
     def mean_loss(self) -> float:
@@ -254,7 +269,8 @@ class Fit:
 
     def weights(self) -> Weights:
         """What is trained so far, on the CPU; TrainingError if it left the finite numbers."""
-        trained = Weights(self.model.task_vector(), self.head.detach().cpu().clone())
+        vector = (self.adapter.detach() - self.model.start).cpu()
+        trained = Weights(vector, self.head.detach().cpu().clone())
         if not all(bool(torch.isfinite(part).all()) for part in (*trained, self._losses)):
             raise TrainingError(
                 f"the loss is {self.mean_loss()} a step after {self._steps} steps, and adapter or head are no longer "
