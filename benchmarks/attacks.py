@@ -126,7 +126,7 @@ class _Changed:
         def train(task: str, start: Weights) -> Weights:
             return self._change(start, local.train(task, start))
 
-        return self._method.local_update(dataclasses.replace(local, train=train), tensors)
+        return self._method.local_update(dataclasses.replace(local, train=train, together=None), tensors)
 
 
 def one(attack: str, bounds: DefenceConfig, method: str, asked: argparse.Namespace, seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import matu.simulate as simulate_module
@@ -219,6 +220,25 @@ def test_it_learns(tiny_vit: Path, roots: Roots, tmp_path: Path, name: str) -> N
     assert result["method"] == name
     assert result["failures"] == 0
     assert result["mean_accuracy"]["delivered"] > chance + 0.2
+
+
+@every_method
+def test_a_round_with_a_clients_tasks_trained_together_is_the_same_to_rounding(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, name: str
+) -> None:
+    config = config_of(name, tiny_vit, rounds=1, participation=1.0, tasks_per_client=3)
+    ends = []
+    for together in (1, 4):
+        machine = dataclasses.replace(config.machine, together=together)
+        out = tmp_path / str(together)
+        simulate(dataclasses.replace(config, machine=machine), out, roots, QUIET)
+        ends.append(load_file(out / "checkpoint/state-000001.safetensors"))
+    one_by_one, at_once = ends
+    assert one_by_one.keys() == at_once.keys()
+    for key, expected in one_by_one.items():
+        if expected.is_floating_point():
+            close = torch.isclose(at_once[key], expected, rtol=1e-3, atol=1e-4)
+            assert close.double().mean() > 0.99, key  # where a sign is a tie, rounding decides it
 
 
 class StoppedError(Exception):

@@ -180,7 +180,10 @@ class MachineConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times a training step in each and takes the faster."""
     threads: int = 0
-    """Threads a matrix product may use; 0: all cores. Results are equal to the last bit for equal threads."""
+    """Threads of a matrix product; 0: one, or all cores where that trains faster. Results are equal to the last bit for
+    equal threads."""
+    together: int = 1
+    """Fine-tunings of a client's tasks that are computed at once, as if alone to rounding; 0: as many as is faster."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,8 @@ class RunConfig:
             (e.evaluate_every >= 0, f"evaluate_every {e.evaluate_every}: expected 0 (only at the end) or more"),
             (e.evaluate_images >= 0, f"evaluate_images {e.evaluate_images}: expected 0 (all) or more"),
             (machine.seed >= 0, f"seed {machine.seed}: expected 0 or more"),
-            (machine.threads >= 0, f"threads {machine.threads}: expected 0 (all cores) or more"),
+            (machine.threads >= 0, f"threads {machine.threads}: expected 0 (the faster of 1 and all cores) or more"),
+            (machine.together >= 0, f"together {machine.together}: expected 0 (what is faster) or more"),
         ]
 
     def digest(self) -> str:

@@ -107,7 +107,9 @@ def test_accuracy_counts(tiny_vit: Path) -> None:
 
 def test_what_is_auto_is_decided_and_stays(tiny_vit: Path) -> None:
     config = RunConfig(
-        tasks=TasksConfig(image_size=8), model=ModelConfig(backbone=str(tiny_vit)), machine=MachineConfig(seed=3)
+        tasks=TasksConfig(image_size=8),
+        model=ModelConfig(backbone=str(tiny_vit)),
+        machine=MachineConfig(seed=3, together=0),
     )
     threads = torch.get_num_threads()
     try:
@@ -116,6 +118,7 @@ def test_what_is_auto_is_decided_and_stays(tiny_vit: Path) -> None:
         torch.set_num_threads(threads)
     assert decided.precision in ("float32", "bfloat16")
     assert decided.threads >= 1
+    assert decided.together >= 1
     assert decided.seed == 3
     fixed = RunConfig(machine=MachineConfig(precision="float32", threads=1))
     assert decide(fixed) == fixed.machine

@@ -184,7 +184,7 @@ class Cell:
         """
         method, default = self.config.federation.method, dict(_by_name(RunConfig(wire=WireConfig.exact())))
         found = {option: value for option, value in _by_name(self.config) if value != default[option]}
-        for machine in ("device", "precision", "threads"):
+        for machine in ("device", "precision", "threads", "together"):
             found.pop(machine, None)
         found |= {"method": method_name(method), "backbone": Path(self.config.model.backbone).name}
         found["tasks"] = [

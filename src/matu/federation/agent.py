@@ -190,14 +190,15 @@ class Agent:
             found = json.loads(path.read_text())
             if found["plan"] == key and found["precision"] in ("float32", "bfloat16"):
                 return dataclasses.replace(
-                    config.machine, precision=found["precision"], threads=int(found["threads"])
+                    config.machine, precision=found["precision"], threads=int(found["threads"]),
+                    together=int(found["together"]),
                 )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError):
             pass
         machine = decide(config, self.roots.models)
         if machine != config.machine:
             self.folder.mkdir(parents=True, exist_ok=True)
-            note = {"plan": key, "precision": machine.precision, "threads": machine.threads}
+            note = {"plan": key, **{name: getattr(machine, name) for name in ("precision", "threads", "together")}}
             write_atomic(path, json.dumps(note).encode())
         return machine
 

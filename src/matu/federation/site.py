@@ -12,7 +12,7 @@ from matu.federation.hello import Score
 from matu.methods import Local, Method, State
 from matu.seeds import stream
 from matu.tasks import Task, class_list
-from matu.training import Trainer, Weights
+from matu.training import Job, Trainer, Weights, train_together
 from matu.wire import Codecs, Envelope, Header, encode
 
 
@@ -74,17 +74,20 @@ class Site:
         images_before = self.trainer.clock.train_images
         config = self.trainer.config
 
-        def train(task: str, start: Weights) -> Weights:
-            draw = stream(self.seed, "batches", received.round, self.name, task)
-            trained, loss = self.trainer.train(
-                start, self.tasks[task].train, self.indices[task], draw,
-                steps=config.local_steps, epochs=config.local_epochs,
-            )  # fmt: skip
-            losses.append(loss)
-            return trained
+        def together(starts: Mapping[str, Weights]) -> dict[str, Weights]:
+            jobs = [
+                Job(
+                    start, self.tasks[task].train, self.indices[task],
+                    stream(self.seed, "batches", received.round, self.name, task),
+                )
+                for task, start in starts.items()
+            ]  # fmt: skip
+            found = train_together(self.trainer, jobs, steps=config.local_steps, epochs=config.local_epochs)
+            losses.extend(loss for _, loss in found)
+            return {task: trained for task, (trained, _) in zip(starts, found, strict=True)}
 
         samples = {task: len(self.indices[task]) for task in received.tasks}
-        local = Local(received.tasks, samples, self.memory, train)
+        local = Local(received.tasks, samples, self.memory, lambda task, start: together({task: start})[task], together)
         tensors, memory = self.method.local_update(local, opened)
         metrics = {"loss": sum(losses) / len(losses), "images": self.trainer.clock.train_images - images_before}
         header = replace(received, kind="update", class_lists=(), samples=tuple(samples.values()), metrics=metrics)

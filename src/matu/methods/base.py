@@ -87,12 +87,21 @@ class Local:
         What the method kept at this site after its last round; empty before the first.
     train
         Fine-tunes one of its tasks from some weights.
+    together
+        The same of several tasks at once; None: the site trains one after another.
     """
 
     tasks: tuple[str, ...]
     samples: Mapping[str, int]
     memory: State
     train: Callable[[str, Weights], Weights]
+    together: Callable[[Mapping[str, Weights]], dict[str, Weights]] | None = None
+
+    def train_all(self, starts: Mapping[str, Weights]) -> dict[str, Weights]:
+        """Fine-tune tasks that do not wait for each other, by name, in the way that is faster here."""
+        if self.together is not None:
+            return self.together(starts)
+        return {task: self.train(task, start) for task, start in starts.items()}
 
 
 class Round(Protocol):

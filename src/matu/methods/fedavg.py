@@ -64,8 +64,7 @@ class FedAvg(Method):
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
         sent: dict[str, Tensor] = {}
-        for task in local.tasks:
-            trained = local.train(task, starts[task])
+        for task, trained in local.train_all(starts).items():
             sent |= {f"adapter/{task}": self.narrow(trained.vector), f"head/{task}": trained.head}
         return sent, {}
 

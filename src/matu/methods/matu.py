@@ -59,7 +59,7 @@ class Matu(Method):
 
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
-        return self._pack({task: local.train(task, starts[task]) for task in local.tasks}), {}
+        return self._pack(local.train_all(starts)), {}
 
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
         return self.weights(tasks, tensors, {})

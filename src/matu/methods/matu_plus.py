@@ -91,8 +91,8 @@ class MatuPlus(PerTaskFedAvg):
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
         sent: dict[str, Tensor] = {}
-        for task, start in starts.items():
-            trained = local.train(task, start)
+        for task, trained in local.train_all(starts).items():
+            start = starts[task]
             sent |= {f"change/{task}": trained.vector - start.vector, f"head_change/{task}": trained.head - start.head}
         return sent, {}
 

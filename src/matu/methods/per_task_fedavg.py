@@ -37,7 +37,7 @@ class PerTaskFedAvg(Method):
 
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
-        return plain({task: local.train(task, starts[task]) for task in local.tasks}), {}
+        return plain(local.train_all(starts)), {}
 
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
         return self.weights(tasks, tensors, {})

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ from matu.config import MachineConfig, RunConfig
 from matu.errors import ConfigError
 from matu.models import AdaptedModel, load_backbone
 from matu.tasks import Split
+from matu.training.stacked import Job, train_together
 from matu.training.trainer import Trainer, Weights
 
 LONG_S = 4.0
 """Seconds after which no further burst is timed."""
+TOGETHER = 4
+"""Fine-tunings at once that are tried: more gained little where it was measured, and need that much more memory."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h; glibc takes no mmap threshold above 32 MiB
 
@@ -63,16 +67,26 @@ def _keep_freed_memory() -> None:
 
 
 def decide(config: RunConfig, models_root: os.PathLike[str] | None = None) -> MachineConfig:
-    """The machine settings with every "auto" and 0 replaced by what measures best here."""
+    """The machine settings with every "auto" and 0 replaced by what measures best here: threads, precision, together.
+
+    A setting must be a tenth faster than the plainer one before it: a tie is noise.
+    """
+    on_cpu = config.machine.device.startswith("cpu")
+    choices: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("threads", 0, (1, cores()) if on_cpu and cores() > 1 else (1,)),
+        ("precision", "auto", ("float32", "bfloat16")),
+        ("together", 0, (1, TOGETHER)),
+    ]
     machine = config.machine
-    if not machine.threads:
-        machine = dataclasses.replace(machine, threads=cores() if machine.device.startswith("cpu") else 1)
-    if machine.precision == "auto":
-        device = prepare_machine(machine)
-        speed = {name: _images_per_second(config, name, device, models_root) for name in ("float32", "bfloat16")}
-        # bfloat16 must earn its lower precision; a tie is noise
-        fast = speed["bfloat16"] > 1.1 * speed["float32"]
-        machine = dataclasses.replace(machine, precision="bfloat16" if fast else "float32")
+    for name, undecided, values in choices:
+        if getattr(machine, name) != undecided:
+            continue
+        tried = [dataclasses.replace(machine, **{name: value}) for value in values]
+        machine = tried[0]
+        if len(tried) > 1:
+            plain = [dataclasses.replace(one, together=one.together or 1) for one in tried]
+            speed = [_images_per_second(config, one, models_root) for one in plain]
+            machine = tried[int(speed[1] > 1.1 * speed[0])]
     return machine
 
 
@@ -98,14 +112,14 @@ def build_trainer(
         backbone, rank=m.rank, alpha=m.alpha, targets=m.targets, adapter_seed=m.adapter_seed, start_b=m.start_b,
         device=device, low_precision=precision == "bfloat16",
     )  # fmt: skip
-    return Trainer(model, config.training)
+    return Trainer(model, config.training, together=config.machine.together or 1)
 
 
-def _images_per_second(
-    config: RunConfig, precision: str, device: torch.device, models_root: os.PathLike[str] | None
-) -> float:
+def _images_per_second(config: RunConfig, machine: MachineConfig, models_root: os.PathLike[str] | None) -> float:
     """Best of three short bursts of training steps on noise, after a warm-up; fewer where a burst takes long."""
-    trainer = build_trainer(config, models_root, device, precision)
+    precision = "float32" if machine.precision == "auto" else machine.precision
+    trainer = build_trainer(config, models_root, prepare_machine(machine), precision)
+    trainer = dataclasses.replace(trainer, together=machine.together)
     size, count = config.tasks.image_size, config.training.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     split = Split(images, np.arange(count, dtype=np.int64) % 10)
@@ -115,6 +129,7 @@ def _images_per_second(
         began = time.perf_counter()
         if best and began - first > LONG_S:
             break
-        trainer.train(weights, split, np.arange(count), np.random.default_rng(0), steps=steps)
-        best = max(best, steps * count / (time.perf_counter() - began))
+        jobs = [Job(weights, split, np.arange(count), np.random.default_rng(0)) for _ in range(machine.together)]
+        train_together(trainer, jobs, steps=steps)
+        best = max(best, machine.together * steps * count / (time.perf_counter() - began))
     return best
