@@ -7,6 +7,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,9 @@ def decide(config: RunConfig, models_root: os.PathLike[str] | None = None) -> Ma
         machine = tried[0]
         if len(tried) > 1:
             plain = [dataclasses.replace(one, together=one.together or 1) for one in tried]
-            speed = [_images_per_second(config, one, models_root) for one in plain]
+            # processor time is not disturbed by what else runs here, but of threads it counts those that wait
+            clock = time.process_time if on_cpu and name != "threads" else time.perf_counter
+            speed = _images_per_second(config, plain, models_root, clock)
             machine = tried[int(speed[1] > 1.1 * speed[0])]
     return machine
 
@@ -115,21 +118,29 @@ def build_trainer(
     return Trainer(model, config.training, together=config.machine.together or 1)
 
 
-def _images_per_second(config: RunConfig, machine: MachineConfig, models_root: os.PathLike[str] | None) -> float:
-    """Best of three short bursts of training steps on noise, after a warm-up; fewer where a burst takes long."""
-    precision = "float32" if machine.precision == "auto" else machine.precision
-    trainer = build_trainer(config, models_root, prepare_machine(machine), precision)
-    trainer = dataclasses.replace(trainer, together=machine.together)
+def _images_per_second(
+    config: RunConfig,
+    machines: Sequence[MachineConfig],
+    models_root: os.PathLike[str] | None,
+    clock: Callable[[], float],
+) -> list[float]:
+    """Best of three short bursts of training steps on noise, in turn, after a warm-up; fewer where they take long."""
     size, count = config.tasks.image_size, config.training.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    split = Split(images, np.arange(count, dtype=np.int64) % 10)
-    weights = Weights(torch.zeros(trainer.model.dim), torch.zeros(10, trainer.model.backbone.features + 1))
-    best, first = 0.0, time.perf_counter()
+    split, trainers = Split(images, np.arange(count, dtype=np.int64) % 10), []
+    for machine in machines:
+        precision = "float32" if machine.precision == "auto" else machine.precision
+        built = build_trainer(config, models_root, prepare_machine(machine), precision)
+        trainers.append(dataclasses.replace(built, together=machine.together))
+    best, first = [0.0] * len(machines), time.perf_counter()
     for steps in (1, 2, 2, 2):
-        began = time.perf_counter()
-        if best and began - first > LONG_S:
+        if all(best) and time.perf_counter() - first > LONG_S * len(machines):
             break
-        jobs = [Job(weights, split, np.arange(count), np.random.default_rng(0)) for _ in range(machine.together)]
-        train_together(trainer, jobs, steps=steps)
-        best = max(best, machine.together * steps * count / (time.perf_counter() - began))
+        for number, (machine, trainer) in enumerate(zip(machines, trainers, strict=True)):
+            prepare_machine(machine)
+            weights = Weights(torch.zeros(trainer.model.dim), torch.zeros(10, trainer.model.backbone.features + 1))
+            jobs = [Job(weights, split, np.arange(count), np.random.default_rng(0)) for _ in range(machine.together)]
+            began = clock()
+            train_together(trainer, jobs, steps=steps)
+            best[number] = max(best[number], machine.together * steps * count / max(clock() - began, 1e-9))
     return best
