@@ -6,7 +6,7 @@ import torch
 
 from matu.config import MachineConfig, ModelConfig, RunConfig, TasksConfig
 from matu.errors import ConfigError
-from matu.training import TrainingError, Weights, decide, prepare_machine
+from matu.training import TrainingError, Weights, decide, machine, prepare_machine
 from matu.training.trainer import batches, logits
 from world import tiny_task, tiny_trainer
 
@@ -122,6 +122,22 @@ def test_what_is_auto_is_decided_and_stays(tiny_vit: Path) -> None:
     assert decided.seed == 3
     fixed = RunConfig(machine=MachineConfig(precision="float32", threads=1))
     assert decide(fixed) == fixed.machine
+
+
+def test_no_more_threads_than_the_environment_allows(tiny_vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def speed(config, machines, models_root, clock):
+        tried.extend(one.threads for one in machines)
+        return [1.0, 2.0]
+
+    monkeypatch.setattr(machine, "_images_per_second", speed)
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    config = RunConfig(model=ModelConfig(backbone=str(tiny_vit)), machine=MachineConfig(precision="float32"))
+    for asked, expected in (("", 4), ("3", 3), ("64", 4), ("1", 1), ("0", 4), ("many", 4)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert decide(config).threads == expected
+    assert set(tried) == {1, 3, 4}
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta", "cpuu"])

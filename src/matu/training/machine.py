@@ -73,8 +73,10 @@ def decide(config: RunConfig, models_root: os.PathLike[str] | None = None) -> Ma
     A setting must be a tenth faster than the plainer one before it: a tie is noise.
     """
     on_cpu = config.machine.device.startswith("cpu")
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    most = min(cores(), int(asked)) if asked.isdigit() and int(asked) else cores()
     choices: list[tuple[str, Any, tuple[Any, ...]]] = [
-        ("threads", 0, (1, cores()) if on_cpu and cores() > 1 else (1,)),
+        ("threads", 0, (1, most) if on_cpu and most > 1 else (1,)),
         ("precision", "auto", ("float32", "bfloat16")),
         ("together", 0, (1, TOGETHER)),
     ]
