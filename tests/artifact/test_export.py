@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from artifact_cases import CLASSES, leave_artifact
 from matu.artifact import Artifact, load_artifact
 from matu.artifact.export import export
 from matu.artifact.forget import negate
+from matu.artifact.predict import predict
 from matu.cli import run_command
 from matu.errors import ConfigError
 from matu.merge import merge
@@ -131,6 +133,45 @@ def test_plain_libraries_give_equal_logits_as_the_readme_says(
     for folder, values in expected.items():
         assert np.allclose(found[folder], values, rtol=1e-4, atol=1e-4), folder
     assert ended.stdout.splitlines() == [f"bar-{int(np.argmax(values))}" for values in expected.values()]
+
+
+def odd_images() -> dict[str, tuple[Image.Image, str]]:
+    """Images whose pixels plain `.convert("RGB")` would read otherwise, and the file format of each."""
+    draw = np.random.default_rng(1)
+    grey = draw.integers(0, 65536, (40, 52), np.uint16)
+    rgba = draw.integers(0, 256, (40, 52, 4), np.uint8)
+    palette = Image.fromarray(rgba[..., :3]).quantize(16)
+    palette.info["transparency"] = 3
+    smooth = Image.fromarray(draw.integers(0, 256, (6, 8, 3), np.uint8)).resize((400, 300))
+    return {
+        "16 bits": (Image.fromarray(grey), "PNG"), "32 bits": (Image.fromarray(grey.astype(np.int32)), "TIFF"),
+        "rgba": (Image.fromarray(rgba), "PNG"), "grey and alpha": (Image.fromarray(rgba[..., :2], "LA"), "PNG"),
+        "palette": (palette, "PNG"), "cmyk": (Image.fromarray(rgba, "CMYK"), "JPEG"),
+        "bits": (Image.fromarray(rgba[..., 0]).convert("1"), "PNG"), "large": (smooth, "JPEG"),
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's own
+def test_the_readme_reads_images_of_any_kind_as_matu_does(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    leave_artifact(tmp_path / "a", "tiny-vit")
+    artifact = load_artifact(tmp_path / "a")
+    export(artifact, {"left": "."}, tmp_path / "to", models_root=models)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "to/README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path / "to")
+    places = {kind: tmp_path / f"{kind}.file" for kind in odd_images()}
+    for kind, (image, form) in odd_images().items():
+        image.save(places[kind], form)
+    said = predict(artifact, artifact.trainer(models_root=models), "left", list(places.values()), top=3)
+    for place, found in zip(places.values(), said, strict=True):
+        shutil.copy(place, "photo.jpg")
+        names: dict[str, Any] = {}
+        exec(code.replace('backbone = "tiny-vit"', f'backbone = "{models / "tiny-vit"}"'), names)
+        shares = names["logits"].softmax(dim=1)[0].tolist()
+        expected = dict(found.top)
+        assert np.allclose(shares, [expected[f"bar-{i}"] for i in range(3)], atol=1e-6), place.stem
 
 
 def test_an_adapter_is_of_the_standard_form_and_names_no_path(models: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from matu.models import PlainModel
 from matu.models.plain import HEAD
+from matu.tasks.images import DRAFT_MARGIN
 from matu.words import counted
 
 _KINDS = ("artifact", "delivered", "server", "individual")
@@ -110,7 +111,13 @@ import numpy as np
 
 
 def pixels(photo):
-    image = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+    image = Image.open(photo)
+    image.draft(None, ({draft}, {draft}))  # a large JPEG is decoded smaller
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # of 16 bits the upper 8
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGBA")  # what is transparent is white
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image = ImageOps.fit(image, ({size}, {size}), Image.Resampling.BICUBIC)  # the central square
     values = (np.asarray(image) / 255 - {mean}) / {std}
     return torch.tensor(values, dtype=torch.float32).permute(2, 0, 1)[None]
@@ -130,6 +137,7 @@ logits = features @ head["weight"].T + head["bias"]"""
 
 def _code(note: Mapping[str, Any], plain: PlainModel, near: str, *, merged: bool) -> str:
     """Python that classifies a photo, to be run in the folder of the export."""
+    size = note["preprocessing"]["image_size"]
     imports = ["import torch", "import transformers", "from PIL import Image, ImageOps"]
     kind, given = plain.loaded
     if merged:
@@ -149,7 +157,7 @@ def _code(note: Mapping[str, Any], plain: PlainModel, near: str, *, merged: bool
     if plain.head is not None:
         imports.append("from safetensors.torch import load_file")
     return _CODE.format(
-        imports="\n".join(imports), loading="\n".join(loading), size=note["preprocessing"]["image_size"],
+        imports="\n".join(imports), loading="\n".join(loading), size=size, draft=DRAFT_MARGIN * size,
         mean=tuple(note["preprocessing"]["mean"]), std=tuple(note["preprocessing"]["std"]),
         called=_keywords(plain.called), logits="logits = output.logits" if plain.head is None else _HEAD_CODE,
     )  # fmt: skip
