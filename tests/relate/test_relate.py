@@ -93,6 +93,18 @@ def test_all_is_measured_and_written(home: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_two_tasks_have_two_clusters_and_a_folder_of_their_names(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = read_config(home / "small.toml")
+    words = ["--backbone", base.model.backbone, "--image-size", "8", "--batch-size", "8", "--threads", "1"]
+    assert run_command(["relate", "--tasks", "left", "right", "--steps", "2", *words]) == 0
+    found = json.loads((home / "relatedness/left-right/relatedness.json").read_text())
+    assert sorted(found["clusters"].values()) == [0, 1]
+    assert "relatedness/left-right: relatedness.json" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_is_trained_once(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,7 +169,9 @@ def test_a_damaged_adapter_is_trained_again(home: Path, capsys: pytest.CaptureFi
     [
         (["--steps", "0"], "steps 0: expected 1 or more"),
         (["--images", "-5"], "images -5: expected 1 or more"),
+        (["--clusters", "-1"], "clusters -1: expected 1 or more"),
         (["--clusters", "4"], "clusters 4: expected at most 3, the number of tasks"),
+        (["--clusters", "3", "--tasks", "left", "nowhere"], "clusters 3: expected at most 2, the number of tasks"),
         (["--tasks", "left"], "one alone is related to none; expected two or more"),
         (["--tasks", "left", "nowhere"], "nowhere"),
         (["--to", "small.toml/out"], "--to small.toml/out: cannot be made"),

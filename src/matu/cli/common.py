@@ -68,8 +68,9 @@ def leading_words(arguments: Sequence[str]) -> list[str]:
 
 
 def named_after(config: RunConfig) -> str:
-    """A folder's name from the first tasks."""
-    return "-".join(Path(task).name.replace(":", "-").replace("/", "-") for task in config.tasks.tasks[:3])
+    """A folder's name from the tasks: all of four, else the first three and how many more."""
+    names = [Path(task).name.replace(":", "-").replace("/", "-") for task in config.tasks.tasks]
+    return "-".join(names if len(names) <= 4 else [*names[:3], f"and-{len(names) - 3}-more"])
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:

@@ -36,13 +36,13 @@ class RelateArguments:
     config: Path | None = None
     """TOML file with settings; options on the command line override it."""
     to: Path | None = None
-    """Folder for matrices, correlations and figures; relatedness/<name of the configuration> by default."""
+    """Folder for matrices, correlations and figures; relatedness/<name of the configuration, or tasks> by default."""
     steps: int = 300
     """Optimiser steps a task."""
     images: int = 2000
     """Most training images of a task that E-Tran and WTE look at."""
-    clusters: int = 3
-    """How many clusters the tree of sign similarity is cut into."""
+    clusters: int = 0
+    """How many clusters the tree of sign similarity is cut into; 0: three, or two of two tasks."""
     e_tran_as_released: bool = False
     """E-Tran's class score as its authors' code computes it: the nearest class mean."""
     json: bool = False

@@ -26,7 +26,7 @@ from matu.relate.wte import wte
 from matu.report.result import about_task, shown_config, versions
 from matu.roots import Roots, read_tasks
 from matu.seeds import stream
-from matu.tasks import Task
+from matu.tasks import Task, resolve
 from matu.tasks.loading import stratified
 from matu.training import Trainer, TrainingError, build_trainer, decide, prepare_machine
 from matu.vectors import similarity
@@ -34,6 +34,8 @@ from matu.words import counted
 
 FISHER_IMAGES = 256
 """Most training images of a task for its Fisher information; each has a backward pass of its own."""
+CLUSTERS = 3
+"""Clusters where none are asked for and there are as many tasks."""
 
 Tell = Callable[[str], None]
 
@@ -49,21 +51,23 @@ class Study:
     images
         Most training images of a task that are looked at by E-Tran and WTE, drawn class by class.
     clusters
-        How many clusters the tree of sign similarity is cut into.
+        How many clusters the tree of sign similarity is cut into; 0: `CLUSTERS`, or as many as there are tasks.
     e_tran_as_released
         Class score as E-Tran's authors' code computes it.
     """
 
     steps: int = 300
     images: int = 2000
-    clusters: int = 3
+    clusters: int = 0
     e_tran_as_released: bool = False
 
     def check(self) -> None:
         """Raise ConfigError for a value that cannot work."""
-        for name in ("steps", "images", "clusters"):
+        for name in ("steps", "images"):
             if (value := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} {value}: expected 1 or more")
+        if self.clusters < 0:
+            raise ConfigError(f"clusters {self.clusters}: expected 1 or more, or 0 for the usual number")
 
 
 def relate(config: RunConfig, study: Study, out: Path, roots: Roots, tell: Tell) -> dict[str, Any]:
@@ -97,7 +101,13 @@ def relate(config: RunConfig, study: Study, out: Path, roots: Roots, tell: Tell)
     """
     config.check()
     study.check()
-    config, trainer, tasks = _prepare(config, study, out, roots, tell)
+    count = len(resolve(config.tasks.tasks))
+    if count < 2:
+        raise ConfigError("tasks: one alone is related to none; expected two or more")
+    if study.clusters > count:
+        raise ConfigError(f"clusters {study.clusters}: expected at most {count}, the number of tasks")
+    study = dataclasses.replace(study, clusters=study.clusters or min(CLUSTERS, count))
+    config, trainer, tasks = _prepare(config, out, roots, tell)
     seconds: dict[str, float] = {}
     adapters = _adapters(trainer, tasks, config, study, roots.cache, tell)
     seconds["training"] = sum(adapter.seconds for adapter in adapters)
@@ -132,17 +142,11 @@ def relate(config: RunConfig, study: Study, out: Path, roots: Roots, tell: Tell)
     return found
 
 
-def _prepare(
-    config: RunConfig, study: Study, out: Path, roots: Roots, tell: Tell
-) -> tuple[RunConfig, Trainer, list[Task]]:
+def _prepare(config: RunConfig, out: Path, roots: Roots, tell: Tell) -> tuple[RunConfig, Trainer, list[Task]]:
     prepare_machine(config.machine)
     build_trainer(config, roots.models, torch.device("cpu"), "float32")  # what is wrong with the backbone is told first
     tell("reading tasks")
     tasks = read_tasks(config.tasks, roots)
-    if len(tasks) < 2:
-        raise ConfigError("tasks: one alone is related to none; expected two or more")
-    if study.clusters > len(tasks):
-        raise ConfigError(f"clusters {study.clusters}: expected at most {len(tasks)}, the number of tasks")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
