@@ -8,6 +8,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -289,6 +290,16 @@ def config_table(config: RunConfig) -> dict[str, Any]:
         section: {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
         for section, options in dataclasses.asdict(config).items()
     }
+
+
+def changed_options(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two tables of sections of options: "rounds 3 -> 4"."""
+    return [
+        f"{name} {before.get(section, {}).get(name)!r} -> {value!r}"
+        for section, options in after.items()
+        for name, value in options.items()
+        if before.get(section, {}).get(name) != value
+    ]
 
 
 def write_config(config: RunConfig) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from matu.artifact import save_artifact
-from matu.config import config_table
+from matu.config import changed_options, config_table
 from matu.errors import ConfigError, DataError
 from matu.federation.agent import Plan
 from matu.federation.checkpoint import Progress
@@ -108,11 +108,15 @@ def number_of(server: ServerFile, folder: Path) -> str:
     if path.is_file():
         try:
             note = json.loads(path.read_text())
-            run, known = str(note["run"]), str(note["config"])
+            run, known, kept = str(note["run"]), str(note["config"]), dict(note["settings"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not what a server keeps ({error})") from error
         if known != digest:
-            raise ConfigError(f"{folder}: was begun with another configuration; restore it, or take another folder")
+            changed = changed_options(kept, _settings(server)) or ["an option of [tasks] or [federation]"]
+            raise ConfigError(
+                f"{folder}: was begun with another configuration ({'; '.join(changed)}); restore it, or take another "
+                "folder"
+            )
         return run
     run = secrets.token_hex(16)
     note = {"run": run, "config": digest, "settings": _settings(server)}
@@ -131,7 +135,7 @@ def _settings(server: ServerFile) -> dict[str, Any]:
 def _as_known(name: str, classes: tuple[str, ...]) -> Task:
     """A task as the server knows it: its classes and no image."""
     none = Split(np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64))
-    return Task(name, classes, none, none, "sites", class_list(classes), 0)
+    return Task(name, classes, none, none, "sites", class_list(classes))
 
 
 def _result(

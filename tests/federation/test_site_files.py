@@ -304,4 +304,19 @@ def test_a_finished_run_is_not_taken_for_another(
     assert "is complete; nothing to do" in capsys.readouterr().out
     written(tmp_path / "server.toml", SERVER | {"federation": {"rounds": 4}})
     assert run_command(command) == 2
-    assert "was begun with another configuration" in capsys.readouterr().err
+    assert "was begun with another configuration (rounds 3 -> 4); restore it" in capsys.readouterr().err
+    written(tmp_path / "server.toml", SERVER | {"tasks": {"image_size": 64}})
+    assert run_command(command) == 2
+    assert "was begun with another configuration (an option of [tasks] or [federation]);" in capsys.readouterr().err
+
+
+def test_a_stopped_run_of_another_configuration_is_refused_before_anything_is_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    number_of(read_server(written(tmp_path / "server.toml", SERVER)), tmp_path / "run")
+    written(tmp_path / "server.toml", SERVER | {"wire": {"uplink": "4bit"}})
+    assert run_command(["server", "--config", "server.toml", "--out", "run", "--insecure"]) == 2
+    assert "(uplink '3bit' -> '4bit')" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]

@@ -76,8 +76,9 @@ class Deployment:
             For what keeps it from starting, or ended it.
         """
         finished = self.folder / "result.json"
+        if finished.is_file() or (self.folder / "run.json").is_file():
+            number_of(self.server, self.folder)  # refuses another configuration before anything is touched
         if finished.is_file():
-            number_of(self.server, self.folder)
             self.tell(f"{self.folder} is complete; nothing to do")
             return dict(json.loads(finished.read_text()))
         self._check()
