@@ -84,7 +84,7 @@ def made_up_tasks(size: int, share: int) -> dict[str, Task]:
         for stated in (about.train or 0, about.test or 0):
             n = stated if share == 1 else max(stated // share, 300)
             splits.append(Split(MadeUp(n, pool), np.arange(n, dtype=np.int64) % classes))
-        found[name] = Task(name, tuple(f"class {i}" for i in range(classes)), *splits, "made up", "0" * 64, 0)
+        found[name] = Task(name, tuple(f"class {i}" for i in range(classes)), *splits, "made up", "0" * 64)
     return found
 
 

@@ -62,7 +62,7 @@ def tiny_task(name: str, *, classes: int = 3, train: int = 20, test: int = 8, se
 
     return Task(
         name, tuple(f"bar-{i}" for i in range(classes)), split(train, 2 * seed), split(test, 2 * seed + 1),
-        f"test:{name}", f"{name}-{seed}", 0,
+        f"test:{name}", f"{name}-{seed}",
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +86,21 @@ def test_predict_prints_a_table_json_or_csv_and_tells_the_broken(
     assert float(rows[2]["probability"]) == pytest.approx(listed[0]["probability"], abs=1e-5)
 
 
-def test_evaluate_measures_the_tasks_that_are_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_measures_the_tasks_that_are_named(
+    home: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert call("evaluate", "run", "--tasks", "left", "right", "--json", "--max-test", "9") == 0
     found = json.loads(capsys.readouterr().out)
     assert {task: one["images"] for task, one in found.items()} == {"left": 9, "right": 9}
     assert call("evaluate", "run", "--tasks", "left") == 0
     assert "70.0" in capsys.readouterr().out
+    shutil.copytree(tiny_data / "left", home / "left")
+    (home / "left/train/bar-0/000.png").write_bytes(b"a training image, which is not measured")
+    assert call("evaluate", "run", "--tasks", "./left") == 0
+    assert "70.0" in capsys.readouterr().out
+    (home / "left/test/bar-0/000.png").write_bytes(b"no image")
+    assert call("evaluate", "run", "--tasks", "./left") == 2
+    assert "test/bar-0/000.png" in capsys.readouterr().err
 
 
 def test_export_and_forget_write_new_folders(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

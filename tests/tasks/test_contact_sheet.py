@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from matu.errors import ConfigError
 from matu.tasks.contact_sheet import THUMB, _font, contact_sheet
-from matu.tasks.task import Split, Task
+from matu.tasks.task import BadImage, Split, Task
 
 COLOURS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0], [0, 250, 250]], np.uint8)
 
@@ -17,7 +17,7 @@ def coloured(name: str = "flags", classes: int = 5, each: int = 3) -> Task:
     """A task whose class c is of COLOURS[c]."""
     labels = np.tile(np.arange(classes), each)
     split = Split(np.broadcast_to(COLOURS[labels % 5][:, None, None], (len(labels), 8, 8, 3)), labels)
-    return Task(name, tuple(f"class {c}" for c in range(classes)), split, split, f"demo:{name}", "0" * 64, 0)
+    return Task(name, tuple(f"class {c}" for c in range(classes)), split, split, f"demo:{name}", "0" * 64)
 
 
 def areas(path: Path) -> list[float]:
@@ -62,7 +62,8 @@ def test_many_classes_are_cut_and_it_says_so(tmp_path: Path, monkeypatch: pytest
 def test_long_names_are_shortened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = written(monkeypatch)
     task = coloured(classes=2)
-    long = Task("flags", ("x" * 300, "y"), task.train, task.test, "hub:" + "o" * 300, "0" * 64, 4)
+    bad = (BadImage("test", "y/1.png", "no image"),) * 4
+    long = Task("flags", ("x" * 300, "y"), task.train, task.test, "hub:" + "o" * 300, "0" * 64, bad)
     contact_sheet([long], tmp_path / "sheet.png")
     assert max(len(text) for text in texts) < 150
     assert any(text.startswith("xxx") and text.endswith("…") for text in texts)
@@ -73,7 +74,7 @@ def test_names_beyond_ascii_are_drawn_or_escaped(tmp_path: Path, monkeypatch: py
     texts = written(monkeypatch)
     task = coloured(classes=5)
     names = ("Grüner Tee", "Gru\u0308ner Tee 2", "日本 茶", "Ａ\nZ", "чай \udcff")
-    contact_sheet([Task("thé", names, task.train, task.test, "folder:thé", "0" * 64, 0)], tmp_path / "sheet.png")
+    contact_sheet([Task("thé", names, task.train, task.test, "folder:thé", "0" * 64)], tmp_path / "sheet.png")
     drawn = {"thé", "folder:thé", "Grüner Tee", "Grüner Tee 2", r"\u65e5\u672c \u8336", r"A\nZ", r"чай \udcff"}
     assert drawn <= set(texts)
     box = _font(12).getmask("\uffff")  # no character, so the font's sign for a missing one

@@ -70,6 +70,7 @@ def test_bad_images_are_named_or_skipped_and_counted(tmp_path: Path) -> None:
     assert "--skip-bad-images" in message
     (task,) = load(tmp_path, "pets", skip_bad_images=True)
     assert task.skipped == 2
+    assert task.left_out == "2 images could not be decoded and left out: train/dog/1.png, test/cat/empty.jpg"
     assert task.train.labels.tolist() == [0, 0, 0, 1, 1]
     assert np.array_equal(task.train.images[3:], [pixels(10), pixels(12)])
     assert problem(tmp_path, "pets") == message  # the cached entry forgets nothing
@@ -81,6 +82,12 @@ def test_skipping_must_leave_images_of_every_class(tmp_path: Path) -> None:
         file.write_bytes(b"x")
     message = problem(tmp_path, "pets", skip_bad_images=True)
     assert message == "task 'pets', split 'train': no images of class 'dog' without its 2 bad images"
+    (task,) = load(tmp_path, "pets", needed=("test",))
+    assert len(task.test.labels) == 4
+    (folder / "test" / "cat" / "0.png").write_bytes(b"x")
+    for needed in (("train", "test"), ("test",)):
+        assert "test/cat/0.png" in problem(tmp_path, "pets", needed=needed)
+    assert "train/dog" not in problem(tmp_path, "pets", needed=("test",))
 
 
 def test_many_bad_images_are_summed_up(tmp_path: Path) -> None:

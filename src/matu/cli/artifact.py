@@ -201,7 +201,7 @@ def evaluate(arguments: list[str]) -> int:
     settings = TasksConfig(asked.tasks, size, max_test=asked.max_test, skip_bad_images=asked.skip_bad_images)
     folders = roots(Folders(asked.data_root, asked.place.models_root, asked.cache))
     trainer = asked.place.trainer(artifact)
-    found = measure(artifact, trainer, read_tasks(settings, folders))
+    found = measure(artifact, trainer, read_tasks(settings, folders, needed=("test",)))
     print(json.dumps(found, indent=1)) if asked.json else print_evaluation(found)
     return DONE
 

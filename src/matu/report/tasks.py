@@ -11,7 +11,6 @@ from rich.table import Table
 
 from matu.report.console import plain_console
 from matu.tasks import Task
-from matu.words import counted
 
 
 def tasks_as_json(tasks: Sequence[Task]) -> list[dict[str, Any]]:
@@ -46,6 +45,6 @@ def print_tasks(tasks: Sequence[Task], sheet: Path | None) -> None:
     console.print(table)
     for task in tasks:
         if task.skipped:
-            console.print(f"{task.name}: {counted(task.skipped, 'image')} could not be decoded", markup=False)
+            console.print(f"{task.name}: {task.left_out}", markup=False, soft_wrap=True)
     if sheet:
         console.print(f"contact sheet: {sheet}", markup=False, soft_wrap=True)

@@ -20,19 +20,10 @@ from PIL import Image
 from matu.errors import DataError
 from matu.tasks.images import DECODE_RECIPE, BadImageError, decode, fit
 from matu.tasks.raw import RawImage, RawSplit, RawTask
-from matu.tasks.task import Split, split_digest, task_digest
+from matu.tasks.task import SPLITS, BadImage, Split, split_digest, task_digest
 
 FORMAT = 1
 STALE_AFTER_S = 24 * 3600  # unfinished folders of killed processes are removed after this time
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image that could not be decoded, and why."""
-
-    split: str
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,7 @@ def read_entry(folder: Path, image_size: int) -> Entry | None:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         classes = tuple(str(name) for name in meta["classes"])
         splits, digests = {}, {}
-        for split in ("train", "test"):
+        for split in SPLITS:
             images = np.asarray(np.load(folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False))
             labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
             if images.dtype != np.uint8 or images.shape != (len(labels), image_size, image_size, 3):

@@ -1,6 +1,6 @@
 """Tasks from references: found, checked, decoded once, memory-mapped."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -8,12 +8,12 @@ from typing import TypeVar
 import numpy as np
 
 from matu.errors import ConfigError, DataError
-from matu.tasks.cache import BadImage, Entry, entry_folder, read_entry, write_entry
+from matu.tasks.cache import Entry, entry_folder, read_entry, write_entry
 from matu.tasks.paper import PREFIX, check_class_count
 from matu.tasks.raw import RawTask, Source, check_classes, check_labels
 from matu.tasks.sources import find_source
 from matu.tasks.suites import resolve
-from matu.tasks.task import Task
+from matu.tasks.task import SPLITS, BadImage, Task
 from matu.words import counted
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ def load_tasks(
     skip_bad_images: bool = False,
     max_train: int = 0,
     max_test: int = 0,
+    needed: Collection[str] = SPLITS,
 ) -> list[Task]:
     """Load tasks in the order of their references; suites are expanded.
 
@@ -40,9 +41,10 @@ def load_tasks(
 
     Parameters
     ----------
-    skip_bad_images : leave out images that cannot be decoded, and count them in `Task.skipped`
+    skip_bad_images : leave out images that cannot be decoded; `Task.bad` names them
     max_train, max_test : keep at most so many images, the classes' shares preserved and at least one image a
         class where that fits, always the same ones; 0 keeps all
+    needed : splits in which a bad image stops it; those of the other one are left out
 
     Raises
     ------
@@ -64,7 +66,7 @@ def load_tasks(
 
     found = _each(names, find)
     _check_names(names, found)
-    return _each(found, lambda one: _finish(one, image_size, limits, skip_bad_images))
+    return _each(found, lambda one: _finish(one, image_size, limits, needed, skip_bad_images))
 
 
 def find_tasks(references: Sequence[str], data_root: Path | None) -> list[str]:
@@ -97,7 +99,9 @@ def _find(reference: str, source: Source, cache_dir: Path, image_size: int, limi
     return _Found(source, folder, raw)
 
 
-def _finish(found: _Found, image_size: int, limits: tuple[int, int], skip_bad_images: bool) -> Task:
+def _finish(
+    found: _Found, image_size: int, limits: tuple[int, int], needed: Collection[str], skip_bad_images: bool
+) -> Task:
     source, entry = found.source, found.content
     if isinstance(entry, RawTask):
         chosen = {
@@ -109,11 +113,12 @@ def _finish(found: _Found, image_size: int, limits: tuple[int, int], skip_bad_im
         if written is None:
             raise DataError(f"task {source.name!r}: what was just stored in {found.folder} cannot be read back")
         entry = written
-    if entry.bad and not skip_bad_images:
-        raise DataError(_bad_images(source.name, entry.bad))
-    if entry.bad:
-        _check_left(source.name, entry)
-    return Task(source.name, entry.classes, entry.train, entry.test, source.label, entry.digest, len(entry.bad))
+    bad = [image for image in entry.bad if image.split in needed]
+    if bad and not skip_bad_images:
+        raise DataError(_bad_images(source.name, bad))
+    if bad:
+        _check_left(source.name, entry, needed)
+    return Task(source.name, entry.classes, entry.train, entry.test, source.label, entry.digest, entry.bad)
 
 
 def stratified(labels: np.ndarray, limit: int) -> np.ndarray:
@@ -169,9 +174,11 @@ def _check_names(references: Sequence[str], found: Sequence[_Found]) -> None:
         first[name] = reference
 
 
-def _check_left(name: str, entry: Entry) -> None:
+def _check_left(name: str, entry: Entry, needed: Collection[str]) -> None:
     """DataError where leaving out the bad images leaves a class without any."""
-    for split, kept in (("train", entry.train), ("test", entry.test)):
+    for split, kept in zip(SPLITS, (entry.train, entry.test), strict=True):
+        if split not in needed:
+            continue
         try:
             check_labels(name, split, kept.labels, entry.classes)
         except DataError as error:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from matu.words import counted
+
+SPLITS = ("train", "test")
+NAMED = 3
+"""Images named of those that were left out of a task."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -17,6 +23,15 @@ class Split:
 
 
 @dataclass(frozen=True)
+class BadImage:
+    """An image that could not be decoded, and why."""
+
+    split: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Task:
     """One classification task.
 
@@ -24,7 +39,7 @@ class Task:
     ----------
     source : where it came from, e.g. "parquet:eurosat" or "hub:owner/name"; never a path
     digest : sha256 (hex) over class names, labels and pixels of both splits, as decoded and resized
-    skipped : bad images left out, train and test together
+    bad : images left out, train and test together
     """
 
     name: str
@@ -33,7 +48,22 @@ class Task:
     test: Split
     source: str
     digest: str
-    skipped: int
+    bad: tuple[BadImage, ...] = ()
+
+    @property
+    def skipped(self) -> int:
+        """How many images were left out."""
+        return len(self.bad)
+
+    @property
+    def left_out(self) -> str:
+        """The images that were left out, for people: how many, and the first few by split and name."""
+        shown = ", ".join(
+            image.name if image.name.startswith(image.split) else f"{image.split} {image.name}"
+            for image in self.bad[:NAMED]
+        )
+        more = f", … {len(self.bad) - NAMED} more" if len(self.bad) > NAMED else ""
+        return f"{counted(len(self.bad), 'image')} could not be decoded and left out: {shown}{more}"
 
 
 def class_list(classes: Sequence[str]) -> str:
