@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from matu.cli import run_command
+from matu.cli.common import named_after
+from matu.config import RunConfig, TasksConfig
 from test_simulate import without_times
 
 CONFIG = """
@@ -138,6 +140,14 @@ def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -
         (["run", "--resume", "nowhere"], "holds no run"),
         (["run", "--resume", "nowhere", "--config", "small.toml"], "give only --resume"),
         (["run", "--config", "small.toml", "--method", "fedsgd"], "method 'fedsgd': unknown; expected one of fedavg"),
+        (
+            ["run", "--config", "small.toml", "--method", "matu_plus evidence=false top_k=2 step=1"],
+            "of a single run: --method matu_plus --options evidence=false step=1 --top-k 2",
+        ),
+        (
+            ["run", "--config", "small.toml", "--method", "matu_plus", "--trim", "0.2", "--tasks", "nowhere"],
+            "trim 0.2: refused with method matu_plus",
+        ),
         (["run", "--config", "small.toml", "--method", "fedprox", "--options", "nu=1"], "FedProx takes mu=0.01"),
         (["run", "./left", "./right"], "expected options; tasks are named by --tasks ./left ./right"),
         (["compare", "--config", "small.toml", "--methods", "matu,fedsgd"], "method 'fedsgd': unknown"),
@@ -160,6 +170,18 @@ def test_wrong_input_is_told_in_a_line_and_exits_with_2(
     assert said in shown.err
     assert "Traceback" not in shown.err
     assert not (home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name"),
+    [
+        (("demo:signs",), "demo-signs"),
+        (("./flowers", "./beetles", "./birds", "./bees"), "flowers-beetles-birds-bees"),
+        (("a", "b", "c", "d", "e"), "a-b-c-and-2-more"),
+    ],
+)
+def test_a_folder_is_named_after_all_tasks(tasks: tuple[str, ...], name: str) -> None:
+    assert named_after(RunConfig(tasks=TasksConfig(tasks))) == name
 
 
 def test_help_and_version(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

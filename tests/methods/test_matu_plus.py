@@ -188,6 +188,8 @@ def test_what_a_downlinks_codec_loses_does_not_reach_the_server() -> None:
 
 def test_trimming_would_count_rows_of_zeros_as_votes() -> None:
     config = RunConfig(defence=DefenceConfig(trim=0.2))
+    with pytest.raises(ConfigError, match=r"trim 0.2: refused .* give --trim 0, or --options evidence=false"):
+        MatuPlus.options_of(config)
     with pytest.raises(ConfigError, match="trim"):
         MatuPlus(PROBLEM, config)
     federation = FederationConfig(options=("evidence=false",))

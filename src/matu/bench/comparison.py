@@ -108,6 +108,8 @@ def _check(comparison: Comparison, roots: Roots) -> _Facts:
         model: build_trainer(config, roots.models, torch.device("cpu"), "float32")
         for model, config in {cell.config.model: cell.config for cell in cells}.items()
     }
+    for cell in cells:
+        find_method(cell.config.federation.method).options_of(cell.config)
     tasks = {task.name: task for task in read_tasks(comparison.base.tasks, roots)}
     for cell in cells:
         kind, model = find_method(cell.config.federation.method), trainers[cell.config.model].model

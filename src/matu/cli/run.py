@@ -23,7 +23,7 @@ from matu.cli.common import (
     with_whole_paths,
 )
 from matu.cli.report import leave_report
-from matu.config import RunConfig, read_config
+from matu.config import RunConfig, changed_options, read_config
 from matu.errors import ConfigError
 from matu.report.sinks import SinkName, Sinks, check_sinks
 
@@ -126,10 +126,13 @@ def _for_ray(config: RunConfig, sites: int) -> RunConfig:
 
 def _simulate(config: RunConfig, out: Path, parsed: RunArguments, command: str, how: dict[str, Any]) -> int:
     prepare_libraries()
+    from matu.methods import find_method
     from matu.report import Display, print_result
     from matu.simulate import simulate
 
     check_sinks(parsed.sinks)
+    if parsed.resume is None:
+        find_method(config.federation.method).options_of(config)
     display = Display(quiet=parsed.json)
     sinks = Sinks(parsed.sinks, out, display.say)
     try:
@@ -155,14 +158,7 @@ def _simulate(config: RunConfig, out: Path, parsed: RunArguments, command: str, 
 
 
 def _check_unchanged(saved: RunConfig, asked: RunConfig, folder: str) -> None:
-    before, after = dataclasses.asdict(saved), dataclasses.asdict(asked)
-    changed = [
-        f"{name} {before[section][name]!r} -> {value!r}"
-        for section, values in after.items()
-        for name, value in values.items()
-        if before[section][name] != value
-    ]
-    if changed:
+    if changed := changed_options(dataclasses.asdict(saved), dataclasses.asdict(asked)):
         raise ConfigError(
             f"--resume {folder}: the checkpoint is of another configuration ({'; '.join(changed)}); "
             "resume without these options, or start a new run"

@@ -3,6 +3,7 @@
 A file of this folder that defines a subclass of `Method` or `Reference` is a method under the file's name.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -44,11 +45,22 @@ def find_method(reference: str) -> type[Method] | type[Reference]:
     """
     if reference.endswith(".py"):
         return _only_method(_load_file(Path(reference)), reference)
+    if len(reference.split()) > 1:
+        raise ConfigError(_with_options(*reference.split()))
     if reference not in method_names():
         raise ConfigError(
             f"method '{reference}': unknown; expected one of {', '.join(method_names())}, or a Python file with one"
         )
     return _only_method(importlib.import_module(f"{__name__}.{reference}"), reference)
+
+
+def _with_options(name: str, *words: str) -> str:
+    """What is wrong with the form of a comparison, "matu_plus evidence=false", in a single run."""
+    own = {field.name for field in dataclasses.fields(find_method(name).Options)}
+    options = [word for word in words if word.partition("=")[0] in own]
+    of_the_run = [f"--{word.replace('_', '-').replace('=', ' ')}" for word in words if word not in options]
+    right = " ".join([f"--method {name}", *(["--options", *options] if options else []), *of_the_run])
+    return f"method '{' '.join([name, *words])}': the form of matu compare; of a single run: {right}"
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -144,7 +144,12 @@ class Method(ABC):
 
     def __init__(self, problem: Problem, config: RunConfig) -> None:
         self.problem, self.config = problem, config
-        self.options: Any = parse_options(type(self), config.federation.options)
+        self.options: Any = self.options_of(config)
+
+    @classmethod
+    def options_of(cls, config: RunConfig) -> Any:
+        """The options that a run gives it; ConfigError for what cannot work, before data are read."""
+        return parse_options(cls, config.federation.options)
 
     @property
     def objective(self) -> Objective:

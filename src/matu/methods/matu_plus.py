@@ -16,13 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from matu.config import RunConfig
 from matu.errors import ConfigError
-from matu.methods.base import Local, Means, Problem, State
+from matu.methods.base import Local, Means, State
 from matu.methods.per_task_fedavg import PerTaskFedAvg
 from matu.training import Objective, Weights
 from matu.vectors import ExactSum
@@ -72,12 +73,16 @@ class MatuPlus(PerTaskFedAvg):
 
     Options = Options
 
-    def __init__(self, problem: Problem, config: RunConfig) -> None:
-        super().__init__(problem, config)
-        if self.options.evidence and config.defence.trim:
+    @classmethod
+    def options_of(cls, config: RunConfig) -> Any:
+        options = super().options_of(config)
+        if options.evidence and config.defence.trim:
             raise ConfigError(
-                "trim: takes a site that lacks a class for one that votes; with matu_plus, evidence=false"
+                f"trim {config.defence.trim}: refused with method matu_plus, where a site sends zeros for a class that "
+                "it lacks, which trimming takes for a vote against the others' change; give --trim 0, or --options "
+                "evidence=false, with which every site counts in every class"
             )
+        return options
 
     @property
     def objective(self) -> Objective:

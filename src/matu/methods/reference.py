@@ -32,7 +32,12 @@ class Reference(ABC):
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.options: Any = parse_options(type(self), config.federation.options)
+        self.options: Any = self.options_of(config)
+
+    @classmethod
+    def options_of(cls, config: RunConfig) -> Any:
+        """The options that a run gives it; ConfigError for what cannot work, before data are read."""
+        return parse_options(cls, config.federation.options)
 
     @abstractmethod
     def accuracies(
