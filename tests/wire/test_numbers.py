@@ -1,15 +1,20 @@
 """Every codec's promise: exact, or an error within its bound, whatever the numbers."""
 
 import hashlib
+import re
+import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matu.errors import DataError
 from matu.wire.numbers import BLOCK, LARGEST, Code, Numbers, read_numbers, write_numbers
 
+ROOT = Path(__file__).parents[2]
 QUANTISED = ("8bit", "4bit", "3bit", "2bit")
 
 
@@ -51,6 +56,55 @@ def block_steps(values: np.ndarray, bits: int) -> np.ndarray:
 def test_float32_is_exact(seed: int, size: int, kind: str) -> None:
     values = numbers(seed, size, kind)
     assert np.array_equal(there_and_back(values, Numbers("float32")), values)
+
+
+def page_decoder(data: bytes, size: int, held: np.ndarray | None) -> np.ndarray:
+    """Quantised numbers as docs/wire.md says, one at a time."""
+    pairs, blocks, largest, factor = struct.unpack_from("<BBff", data)
+    at = 10
+
+    def stream(wanted: int | None) -> bytes:
+        nonlocal at
+        form, length = struct.unpack_from("<BI", data, at)
+        content = data[at + 5 : at + 5 + length]
+        at += 5 + length
+        found = zstandard.ZstdDecompressor().decompress(content) if form else content
+        assert wanted in (None, len(found))
+        return found
+
+    width = 256 if blocks else size
+    indices = stream(-(-size // width))
+    if pairs:
+        halves = [half for byte in stream((size + 1) // 2) for half in (byte & 15, byte >> 4)][:size]
+        q = [half - 16 if half > 7 else half for half in halves]
+        further = iter(struct.unpack(f"{q.count(-8)}b", stream(q.count(-8))))
+        q = [next(further) if one == -8 else one for one in q]
+    else:
+        q = list(struct.unpack(f"{size}b", stream(size)))
+    assert at == len(data)
+    (page,) = re.findall(r"bits ((?:[0-9A-F]{8}, ){7}[0-9A-F]{8})", (ROOT / "docs/wire.md").read_text())
+    eighths = np.array([int(bits, 16) for bits in page.split(", ")], np.uint32).view(np.float32)
+    values = []
+    for place, one in enumerate(q):
+        i = indices[place // width]
+        r = np.float32(0) if i == 255 else eighths[i % 8] * np.float32(2.0 ** -(i // 8))
+        x = np.float32(one) * (np.float32(largest) * r)
+        if held is not None:
+            x = x + np.float32(factor) * held[place]
+            x = x if abs(x) >= 2.0**-100 else np.float32(0)
+        values.append(x)
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize("codec", [*QUANTISED, "ternary"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_decoder_written_from_the_page_reads_them(codec: str, kind: str) -> None:
+    for size in (1, 256, 777):
+        values, held = numbers(3, size, kind), numbers(4, size, "normal")
+        for change in (None, held):
+            code, data = write_numbers(values, Numbers(codec, change=change is not None), change, None)
+            read = read_numbers(memoryview(data), code, size, change)
+            assert np.array_equal(page_decoder(bytes(data), size, change), read)
 
 
 @cases
