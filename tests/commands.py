@@ -41,8 +41,9 @@ def check_line(line: str) -> None:
         options = [word[2:].replace("-", "_") for word in words[2:] if word.startswith("--")]
         text = (ROOT / words[1]).read_text().replace("-", "_")
         assert all(re.search(rf"\b_*{option}\b", text) for option in options), line
-    elif words[:2] == ["pip", "install"]:
-        (extras,) = re.findall(r"^matu\[([\w,]+)\]$", words[2])
+    elif words and words[0] in ("pip", ".venv/bin/pip"):
+        assert words[:-1] == [".venv/bin/pip", "install", "--constraint", "constraints.txt", "-e"], line
+        (extras,) = re.findall(r"^\.\[([\w,]+)\]$", words[-1])  # matu is on no package index
         assert set(extras.split(",")) <= EXTRAS, line
     elif words:
         assert words[0] == "export", f"no rule for: {line}"

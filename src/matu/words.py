@@ -1,6 +1,11 @@
 """Words of messages."""
 
 
+def how_to_install(extra: str) -> str:
+    """What brings an extra: matu is on no package index, so it is installed from its folder."""
+    return f"in matu's folder: pip install --constraint constraints.txt -e '.[{extra}]'"
+
+
 def counted(number: int, noun: str) -> str:
     """A number and its noun: "1 task", "2 tasks"; plurals in -s only."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

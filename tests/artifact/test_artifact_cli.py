@@ -49,7 +49,15 @@ def test_inspect_says_what_it_weighs_and_how_alike_tasks_are(home: Path, capsys:
     assert np.allclose(found["similarity"]["cosine"], cosine, atol=0.05)
     assert call("inspect", "run/artifact") == 0
     shown = capsys.readouterr().out
-    for word in ("3 tasks on tiny-vit, unified", "by matu of matu", "times as much", "left", "70.0", "Eq. 5"):
+    for word in (
+        "3 tasks on tiny-vit, unified",
+        "by matu of matu",
+        "times as much",
+        "left",
+        "70.0",
+        "Eq. 5",
+        "alike by construction",
+    ):
         assert word in shown
 
 
@@ -61,6 +69,7 @@ def test_inspect_of_separate_vectors_has_no_masks(
     shown = capsys.readouterr().out
     assert "3 tasks on tiny-vit, separate" in shown
     assert "mask" not in shown
+    assert "by construction" not in shown
 
 
 def test_predict_prints_a_table_json_or_csv_and_tells_the_broken(

@@ -35,7 +35,9 @@ def test_memory_and_message_come_apart_as_they_were_joined() -> None:
 def test_without_ray_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert run_command(["simulate", "--tasks", "demo:digits"]) == 2
-    assert "pip install 'matu[ray]'" in capsys.readouterr().err
+    assert (
+        "needs Ray; in matu's folder: pip install --constraint constraints.txt -e '.[ray]'" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

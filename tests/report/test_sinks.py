@@ -125,7 +125,7 @@ def test_a_sink_that_is_not_installed_is_told_before_any_work(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sinks_module.MODULES, "mlflow", "matu.no_such_module")
     assert run_command(["run", "--tasks", "demo:digits", "--out", "out", "--sinks", "mlflow"]) == 2
-    assert "--sinks mlflow: not installed (No module named 'matu.no_such_module'); pip install 'matu[mlflow]'" in (
+    assert "--sinks mlflow: not installed (No module named 'matu.no_such_module'); in matu's folder: pip install" in (
         capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()

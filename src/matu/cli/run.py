@@ -60,7 +60,7 @@ class RunArguments:
 class SimulateArguments(RunArguments):
     """Run a federation of virtual sites, several at a time, over Flower on Ray.
 
-    The result is that of matu run. Needs the extra: pip install 'matu[ray]'.
+    The result is that of matu run. Needs the extra `ray` of the installation.
 
     Example:
         matu simulate --config configs/demo.toml --sites 20 --jobs 2

@@ -32,6 +32,8 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     console.print(_tasks_table(tasks))
     if len(tasks) > 1:
         console.print(_similarity_table(tuple(tasks), found["similarity"]))
+        if found["form"] == "unified":
+            console.print("pieces of one vector: alike by construction", markup=False)
 
 
 def _tasks_table(tasks: Mapping[str, Any]) -> Table:

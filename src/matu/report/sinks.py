@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 from matu.errors import ConfigError
 from matu.files import write_atomic
 from matu.report.folder import number, table, text, texts
+from matu.words import how_to_install
 
 SinkName = Literal["tensorboard", "mlflow", "wandb"]
 MODULES = {"tensorboard": "torch.utils.tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
@@ -121,7 +122,7 @@ def check_sinks(names: Sequence[str]) -> None:
         try:
             import_module(MODULES[name])
         except ImportError as error:
-            raise ConfigError(f"--sinks {name}: not installed ({error}); pip install 'matu[{name}]'") from None
+            raise ConfigError(f"--sinks {name}: not installed ({error}); {how_to_install(name)}") from None
 
 
 @dataclass

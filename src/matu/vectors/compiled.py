@@ -1,4 +1,4 @@
-"""The innermost loops over coordinates, compiled by numba where it is installed (`pip install 'matu[fast]'`).
+"""The innermost loops over coordinates, compiled by numba where it is installed (the extra `fast`).
 
 Each gives the same bits as the torch operations that its caller falls back to: no fused or reordered arithmetic.
 """

@@ -39,6 +39,7 @@ from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import Run, prepare
 from matu.wire import Envelope
+from matu.words import how_to_install
 
 START_S = 120.0
 """Seconds that Ray may take until its workers are there."""
@@ -62,7 +63,7 @@ def on_ray(jobs: int = 0) -> Callable[[Run, Mapping[str, Site]], AbstractContext
         If Ray is not installed, or for a number below 0.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("matu simulate needs Ray: pip install 'matu[ray]'")
+        raise ConfigError(f"matu simulate needs Ray; {how_to_install('ray')}")
     if jobs < 0:
         raise ConfigError(f"--jobs {jobs}: expected 1 or more, or 0 for as many as the machine has room for")
 
