@@ -242,6 +242,38 @@ def test_runs_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(marks) == 1
 
 
+def test_names_leave_out_what_all_runs_share_and_are_not_cut(tmp_path: Path) -> None:
+    ends = ("matu-s0", "matu_plus-coded_maskstrue-uplink3bit-downlink5bit-uplink_heads4bit-s0")
+    for end in ends:
+        made_up_run(tmp_path / "cells" / f"many-{end}-0123456789ab")
+    text = write_report([tmp_path], tmp_path / "page")[0].read_text()
+    names = [row[0] for row in Reader(text).tables[0][1:]]
+    assert names == ["matu", "matu_plus-coded_maskstrue-uplink3bit-downlink5bit-uplink_heads4bit"]
+    assert 'class="curve s0 d0"' in text
+    assert 'class="curve s1 d1"' in text
+
+
+def test_a_single_evaluation_is_said_and_not_drawn(tmp_path: Path) -> None:
+    made_up_run(tmp_path / "a", rounds=1)
+    made_up_run(tmp_path / "b", rounds=1)
+    index, first, _ = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "page")
+    assert "Accuracy was measured once, after round 1" in first.read_text()
+    assert "Accuracy was measured once a run, at the end" in index.read_text()
+    assert "over rounds, a line a run" not in index.read_text()
+
+
+def test_chance_is_drawn_where_classes_are_known_and_the_grid_reaches_the_top(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    for about in result["tasks"].values():
+        del about["chance"]  # as a server's result is
+    (folder / "result.json").write_text(json.dumps(result))
+    text = write_report([folder], tmp_path / "page")[0].read_text()
+    assert text.count('class="level chance"') == 1 + len(result["tasks"])
+    chart = line_chart([("a", "a", [(1, 0.1), (2, 0.7)])], last=2, top=0.7)
+    assert chart.yticks[-1] == (chart.top, "80")
+
+
 def save_state(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     (folder / "checkpoint").mkdir(parents=True)
     save_file(tensors, folder / "checkpoint" / "state.safetensors")

@@ -75,7 +75,8 @@ def line_chart(
     width: float = 280,
     height: float = 170,
 ) -> LineChart:
-    """Curves (style, name, pairs of round and value) over the rounds up to `last`, from 0 to `top`."""
+    """Curves (style, name, pairs of round and value) over rounds up to `last`, from 0 to the tick at `top` or above."""
+    top = highest_tick(top)
     left, right, above, below = 34.0, width - 10, 10.0, height - 24
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -107,7 +108,7 @@ def scatter(points: Sequence[tuple[str, str, float, float]], *, width: float = 4
     left, right, above, below = 34.0, width - 20, 14.0, height - 26
     low, high = min(p[2] for p in points), max(p[2] for p in points)
     low, high = math.log10(low / 1.5), math.log10(high * 1.5)
-    top = ceiling(p[3] for p in points)
+    top = highest_tick(ceiling(p[3] for p in points))
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -131,6 +132,12 @@ def scatter(points: Sequence[tuple[str, str, float, float]], *, width: float = 4
 def ceiling(shares: Iterable[float | None]) -> float:
     """The lowest tenth that no share is above; at least 0.1."""
     return max([0.1, *(math.ceil(10 * share - 1e-9) / 10 for share in shares if share is not None)])
+
+
+def highest_tick(top: float) -> float:
+    """`top` raised to a tick, so that a chart ends with a line of its grid."""
+    marks = ticks(top, 4)
+    return top if len(marks) < 2 or top <= marks[-1] * (1 + 1e-9) else round(marks[-1] + marks[1], 10)
 
 
 def ticks(top: float, count: int, *, whole: bool = False) -> list[float]:

@@ -9,16 +9,17 @@ from typing import Any
 from matu.report.charts import ceiling, line_chart, scatter
 from matu.report.folder import KINDS, RunFolder, number, table
 from matu.report.rendering import render
-from matu.report.run_page import shown_value, state_of
+from matu.report.run_page import over_time, shown_value, state_of
 from matu.words import counted
 
-LONGEST_NAME = 28
+LONGEST_NAME = 160
 """Characters of a run's name that tables and legends show."""
 
 
 def comparison_page(runs: Sequence[RunFolder], names: Sequence[str], files: Sequence[str]) -> str:
     """The HTML that compares runs; `files` are their own pages."""
-    styles = [f"s{at % 8} d{at // 8 % 3}" for at in range(len(runs))]
+    # Neighbours differ in colour and in dashes, so that no line is told by its colour alone.
+    styles = [f"s{at % 8} d{(at + at // 8) % 4}" for at in range(len(runs))]
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks))
     last = max(run.planned or run.rounds for run in runs)
     several = list(zip(styles, names, runs, strict=True))
@@ -40,9 +41,11 @@ def comparison_page(runs: Sequence[RunFolder], names: Sequence[str], files: Sequ
             {"name": name, "file": file, "style": style, "run": run, "state": state_of(run), **row}
             for name, file, style, run, row in zip(names, files, styles, runs, rows, strict=True)
         ],
-        tasks=tasks, panels=panels if last else [], scatter=scatter(points) if points else None,
+        tasks=tasks, panels=panels if last and any(over_time(run, tasks) for run in runs) else [],
+        scatter=scatter(points) if points else None,
         mean=line_chart(means, last=last, top=ceiling(y for *_, c in means for _, y in c), width=440, height=240)
-        if means and last else None,
+        if last and any(len(curve) > 1 for *_, curve in means) else None,
+        once=bool(means),
         shown=[name for name in (*KINDS, "normalised", "worst client") if any(row[name] is not None for row in rows)],
         differing=_differing(runs),
     )  # fmt: skip
@@ -69,8 +72,10 @@ def _differing(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
 
 
 def distinct_names(runs: Sequence[RunFolder]) -> list[str]:
-    """A short name a run: its folder's without a cell's hash, cut where it is long, numbered where two are alike."""
-    plain = [re.sub(r"-[0-9a-f]{12}$", "", run.name) for run in runs]
+    """A name a run: its folder's without a cell's hash and what all runs share; numbered where two are alike."""
+    parts = [re.sub(r"-[0-9a-f]{12}$", "", run.name).split("-") for run in runs]
+    shared = set(parts[0]).intersection(*parts)
+    plain = ["-".join([part for part in own if part not in shared] or own) for own in parts]
     short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in plain]
     counts = [short[: at + 1].count(name) for at, name in enumerate(short)]
     return [name if count == 1 else f"{name} ({count})" for name, count in zip(short, counts, strict=True)]

@@ -99,14 +99,14 @@ def _rows(run: RunFolder, shown: Sequence[str]) -> list[dict[str, Any]]:
     for task, about in run.tasks.items():
         found = {kind: run.accuracy(task, kind) for kind in KINDS}
         rows.append({
-            "task": task, "classes": whole(about.get("classes")), "chance": number(about.get("chance")),
+            "task": task, "classes": whole(about.get("classes")), "chance": _chance(about),
             "shares": [found[kind] for kind in shown], "ratio": _ratio(found["delivered"], found["individual"]),
         })  # fmt: skip
     return rows
 
 
 def _means(run: RunFolder, shown: Sequence[str]) -> dict[str, Any]:
-    chances = [number(about.get("chance")) for about in run.tasks.values()]
+    chances = [_chance(about) for about in run.tasks.values()]
     return {
         "chance": sum(c for c in chances if c) / len(chances) if chances and all(chances) else None,
         "shares": [run.mean_accuracy(kind) for kind in shown],
@@ -118,9 +118,20 @@ def _ratio(delivered: float | None, alone: float | None) -> float | None:
     return delivered / alone if delivered is not None and alone else None
 
 
+def over_time(run: RunFolder, tasks: Sequence[str]) -> bool:
+    """Whether a task was measured more than once: a single value makes no curve."""
+    return any(len(run.curve(task, "delivered")) > 1 for task in tasks)
+
+
+def _chance(about: Mapping[str, Any]) -> float | None:
+    """As the result says, or what its number of classes says."""
+    classes = whole(about.get("classes"))
+    return number(about.get("chance")) or (1 / classes if classes else None)
+
+
 def _curve_panels(run: RunFolder) -> list[tuple[str, LineChart]]:
     """A chart of all tasks' mean, and one of each task."""
-    if not run.rounds or not any(run.curve(task, "delivered") for task in run.tasks):
+    if not run.rounds or not over_time(run, list(run.tasks)):
         return []
     found = [run.curve(task, kind) for task in run.tasks for kind in ("delivered", "server")]
     alone = [run.accuracy(task, "individual") for task in run.tasks]
@@ -135,7 +146,7 @@ def _curve_panels(run: RunFolder) -> list[tuple[str, LineChart]]:
     panels = [("all tasks, mean", chart(run.mean_curve, means["shares"][0], means["chance"]))]
     for task, about in run.tasks.items():
         curve_of = partial(run.curve, task)
-        panels.append((task, chart(curve_of, run.accuracy(task, "individual"), number(about.get("chance")))))
+        panels.append((task, chart(curve_of, run.accuracy(task, "individual"), _chance(about))))
     return panels
 
 
