@@ -132,7 +132,11 @@ def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -
         (["run", "--config", "nowhere.toml"], "nowhere.toml: no such configuration file"),
         (["run", "--config", "small.toml", "--tasks", "nowhere"], "nowhere"),
         (["run", "--config", "small.toml", "--image-size", "9"], "4 px patches"),
-        (["run", "--config", "small.toml", "--backbone", "nonsense"], "no such bundled model"),
+        (["run", "--config", "small.toml", "--backbone", "nonsense", "--tasks", "nowhere"], "no such bundled model"),
+        (
+            ["compare", "--config", "small.toml", "--backbone", "nonsense", "--tasks", "nowhere"],
+            "no such bundled model",
+        ),
         (["run", "--config", "small.toml", "--device", "cuda:77"], "no such GPU"),
         (["run", "--config", "small.toml", "--data-root", "/nowhere"], "--data-root: /nowhere is no folder"),
         (["run", "--config", "small.toml", "--out", "."], "not empty"),

@@ -175,7 +175,7 @@ def test_a_damaged_adapter_is_trained_again(home: Path, capsys: pytest.CaptureFi
         (["--tasks", "left"], "one alone is related to none; expected two or more"),
         (["--tasks", "left", "nowhere"], "nowhere"),
         (["--to", "small.toml/out"], "--to small.toml/out: cannot be made"),
-        (["--backbone", "nonsense"], "no such bundled model"),
+        (["--backbone", "nonsense", "--tasks", "left", "nowhere"], "no such bundled model"),
         (["--participation", "2"], "participation 2.0"),
         (["--stepz", "3"], "--stepz"),
     ],
