@@ -177,7 +177,7 @@ def prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> Run
     tasks = {task.name: held_out(task) if config.evaluation.held_out else task for task in loaded}
     for name, task in tasks.items():
         if task.skipped:
-            display.say(f"task '{name}': {counted(task.skipped, 'image')} could not be decoded and left out")
+            display.say(f"task '{name}': {task.left_out}")
     shares = deal(tasks, f, config.machine.seed)
     machine = decide(config, roots.models)  # measures, so it comes after all that can be wrong
     config = dataclasses.replace(config, machine=machine)
