@@ -162,7 +162,9 @@ def test_tasks_lists_and_draws(home: Path, capsys: pytest.CaptureFixture[str]) -
         (["compare", "--config", "small.toml", "--out", "."], "no comparison"),
         (["methods", "fedavg"], "takes no options"),
         (["tasks", "nowhere"], "nowhere"),
-        (["fly"], "unknown command 'fly'; expected one of run, simulate, compare, tasks"),
+        (["fly"], "unknown command 'fly'; expected one of run, simulate, compare, "),
+        (["reprot"], "unknown command 'reprot'; did you mean report?"),
+        (["--hlep"], "--hlep: a command comes first, then its options; matu --help lists"),
         ([], ""),
     ],
 )

@@ -37,7 +37,7 @@ NOT_RUN = {
     "source <(matu completion bash)": "test_help.py",
 }
 DRAWINGS = {("docs/scaling.md", "clients ──►")}
-STAND_INS = {"RUN": "runs/garden", "runs/first": "runs/garden", "sign.png": "photo.jpg", "signs": "flowers"}
+STAND_INS = {"RUN": "runs/garden", "runs/first": "runs/garden", "runs/sign.png": "photo.jpg", "signs": "flowers"}
 """What the pages speak of, and what lies in the test's folder for it."""
 QUICK = (
     "inspect",
@@ -172,8 +172,9 @@ def test_snippets(block: Block, here: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 def run_python(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run it in an empty folder; what a closing comment shows must be what it prints."""
+    """Run it in a folder with an empty runs/; what a closing comment shows must be what it prints."""
     monkeypatch.chdir(folder)
+    (folder / "runs").mkdir()
     torch.manual_seed(0)
     out = io.StringIO()
     with contextlib.redirect_stdout(out):

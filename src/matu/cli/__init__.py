@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from matu.cli.common import DONE, FAILED, INTERRUPTED, WRONG_INPUT
@@ -89,7 +90,7 @@ def run_command(arguments: list[str]) -> int:
         print(f"matu {version('matu')}")
         return DONE
     if arguments[0] not in COMMANDS:
-        print(f"matu: unknown command '{arguments[0]}'; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(_unknown(arguments[0]), file=sys.stderr)
         return WRONG_INPUT
     try:
         call: Callable[[list[str]], int] = getattr(import_module(COMMANDS[arguments[0]]), arguments[0])
@@ -100,3 +101,12 @@ def run_command(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nmatu: stopped", file=sys.stderr)
         return INTERRUPTED
+
+
+def _unknown(word: str) -> str:
+    """What is wrong with a first word that is no command."""
+    if word.startswith("-"):
+        return f"matu: {word}: a command comes first, then its options; matu --help lists the commands"
+    near = get_close_matches(word, COMMANDS, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"matu: unknown command '{word}'{meant or '; expected one of ' + ', '.join(COMMANDS)}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
@@ -116,13 +117,16 @@ def load_backbone(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bar, and no report of the classifier that a backbone does not take from its checkpoint."""
+    """No progress bar, no report of the classifier that a backbone does not take, no retry of a hub that is away."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        hub_logging.set_verbosity(hub)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -54,11 +54,12 @@ class Display:
         left = spent / (number - self._first) * (total - number)
         loss = "loss -" if line["loss"] is None else f"loss {line['loss']:.3f}"
         parts = [counted(len(line["tasks"]), "task"), loss, self._accuracy, f"{images_per_second:.0f} images/s"]
-        facts = "  ".join([part for part in parts if part] + [f"{span(left)} left"])
+        facts = "  ".join([part for part in parts if part] + [f"{span(left)} of rounds left"])
         if self._live:
             self._live.update(self._live.task_ids[0], completed=number, facts=facts)
         else:
             self.say(f"round {number}/{total}  {facts}")
+            self._accuracy = ""  # a bar shows the latest; of lines, the one of its round
         for site, reason in line["failures"].items():
             self.say(f"  {site} left out of round {number}: {reason}")
 

@@ -227,7 +227,7 @@ class Fit:
         self.trainer.clock.train_s += time.perf_counter() - began
 
     def loss(self, features: Tensor, labels: np.ndarray) -> Tensor:
-        """Of a batch's features [n, features] and labels [n]."""
+        """Cross-entropy of a batch's features [n, features] and labels [n]; balanced, if the objective is."""
         expected = torch.from_numpy(labels).to(self.model.device, non_blocking=True)  # no wait for a GPU
         found = logits(features, self.head)
         return nn.functional.cross_entropy(found if self._log_shares is None else found + self._log_shares, expected)
