@@ -42,7 +42,8 @@ def test_the_list_of_commands_is_whole_and_narrow() -> None:
     assert sorted(re.findall(r"^  matu (\w+) ", USAGE, re.MULTILINE)) == sorted(COMMANDS)
     assert all(len(line) <= 80 for line in USAGE.splitlines())
     assert EXIT_CODES in USAGE
-    check_line(re.search(r"^Example: (.*)$", USAGE, re.MULTILINE)[1])  # type: ignore[index]
+    (example,) = re.findall(r"^Example: (.*)$", USAGE, re.MULTILINE)
+    check_line(example)
 
 
 def test_help_waits_for_no_library() -> None:

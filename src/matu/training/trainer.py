@@ -219,7 +219,8 @@ class Fit:
         """One step on the images at `batch`."""
         began = time.perf_counter()
         loss = self.loss(self.trainer.features(split.images[batch]), split.labels[batch])
-        self.adapter.grad.zero_()  # type: ignore[union-attr]  # the LoRA matrices' gradients are views of it
+        assert self.adapter.grad is not None
+        self.adapter.grad.zero_()  # not dropped: the LoRA matrices' gradients are views of it
         self.head.grad = None
         loss.backward()
         self.update(loss)
