@@ -107,8 +107,9 @@ def test_its_thread_ends_with_the_block_whatever_it_was_doing() -> None:
             Caller(place).hello(b"")
 
     for agent_of in (Echo, Slow):
+        before = set(threading.enumerate())  # those of other tests may be about to end
         with resident(agent_of, [].append) as place:
-            (thread,) = [t for t in threading.enumerate() if t.name == "resident"]
+            (thread,) = [t for t in set(threading.enumerate()) - before if t.name == "resident"]
             if agent_of is Slow:
                 threading.Thread(target=ask, args=(place,), daemon=True).start()
                 assert ready.wait(60)

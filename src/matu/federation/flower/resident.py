@@ -44,19 +44,21 @@ def resident(agent_of: Callable[[], Agent], tell: Callable[[str], None]) -> Iter
         Where to ask, for `Caller`.
     """
     answers, over = _Answers(agent_of, tell), threading.Event()
-    with tempfile.TemporaryDirectory(prefix="matu-") as folder, socket.socket(socket.AF_UNIX) as listener:
+    with tempfile.TemporaryDirectory(prefix="matu-") as folder:
+        listener = socket.socket(socket.AF_UNIX)
         listener.bind(f"{folder}/site")
         listener.listen()
 
         def serve() -> None:
-            while not over.is_set():
-                try:
-                    line, _ = listener.accept()
-                except OSError:  # the block is over, or this process has no file left to open
-                    over.wait(0.1)
-                    continue
-                with contextlib.suppress(OSError, EOFError), Connection(line.detach()) as asked:
-                    answers(asked)  # whoever asked may be gone
+            with listener:  # closed here alone: its number may be another file's a moment after
+                while not over.is_set():
+                    try:
+                        line, _ = listener.accept()
+                    except OSError:  # the block is over, or this process has no file left to open
+                        over.wait(0.1)
+                        continue
+                    with contextlib.suppress(OSError, EOFError), Connection(line.detach()) as asked:
+                        answers(asked)  # whoever asked may be gone
 
         threading.Thread(target=serve, name="resident", daemon=True).start()
         try:
