@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 THREADS = 2
 RIVALS = HERE / "rivals"
 PROGRAMS = {
-    "matu run, fedavg": "fedavg", "matu run, fedavg, one thread": "fedavg 1", "matu run, matu": "matu",
+    "matu run, fedavg": "fedavg", "matu run, fedavg, one core": "fedavg --jobs 1 --threads 1", "matu run, matu": "matu",
     "flower on ray, float32": ["flower_ray.py"], "flower on ray, bf16 autocast": ["flower_ray.py", "--bf16"],
     "pfl-research, float32": ["pfl_in_process.py"], "pfl-research, bf16 autocast": ["pfl_in_process.py", "--bf16"],
 }  # fmt: skip
@@ -58,7 +58,6 @@ def configuration(args: argparse.Namespace) -> RunConfig:
         config, federation=federation, model=model, wire=WireConfig.exact(),
         tasks=dataclasses.replace(tasks, max_train=args.max_train, max_test=args.max_test),
         evaluation=dataclasses.replace(config.evaluation, evaluate_every=0),
-        machine=dataclasses.replace(config.machine, threads=THREADS),
     )  # fmt: skip
 
 
@@ -84,15 +83,12 @@ def leave_world(config: RunConfig, world: Path) -> dict[str, Any]:
 
 
 def ours(config: RunConfig, program: str, folder: Path) -> tuple[Watched, dict[str, Any]]:
-    method, _, threads = program.partition(" ")
-    asked = dataclasses.replace(
-        config, federation=dataclasses.replace(config.federation, method=method),
-        machine=dataclasses.replace(config.machine, threads=int(threads or THREADS)),
-    )  # fmt: skip
+    method, *more = program.split()
+    asked = dataclasses.replace(config, federation=dataclasses.replace(config.federation, method=method))
     (folder / "run.toml").write_bytes(write_config(asked))
     out = folder / "run"
     words = [sys.executable, "-m", "matu", "run", "--json", "--config", str(folder / "run.toml"), "--out", str(out)]
-    watched = watch(words, out / "metrics.jsonl", folder / "log.txt", environment=surroundings())
+    watched = watch([*words, *more], out / "metrics.jsonl", folder / "log.txt", environment=surroundings())
     result = json.loads((out / "result.json").read_text())
     return watched, {"accuracy": {task: found["delivered"] for task, found in result["accuracy"].items()}}
 

@@ -298,8 +298,9 @@ def test_kill_9_at_ten_random_moments(home: Path) -> None:
     kill_and_resume(home, moments=10, rounds=200)
 
 
-def test_ctrl_c_says_how_to_go_on(home: Path) -> None:
-    process = start(home, "--config", "small.toml", "--rounds", "500", "--out", "cut")
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_ctrl_c_says_how_to_go_on(home: Path, jobs: str) -> None:
+    process = start(home, "--config", "small.toml", "--rounds", "500", "--out", "cut", "--jobs", jobs)
     wait_for_round(home / "cut", 2, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -262,7 +262,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(
     with pytest.raises(StoppedError):
         simulate(config, out, roots, QUIET)
     monkeypatch.undo()
-    resumed = simulate(read_config(out / "config.toml"), out, roots, QUIET, resume=True)
+    resumed = simulate(read_config(out / "config.toml"), out, roots, QUIET, resume=True, jobs=2)  # as many as it likes
     times = ("seconds", "images_per_second")
     assert {k: v for k, v in resumed.items() if k not in times} == {k: v for k, v in whole.items() if k not in times}
     last = "checkpoint/state-000005.safetensors"
@@ -313,7 +313,10 @@ def test_a_reference_runs_as_a_method_and_sends_nothing(
     assert not any(result["bytes"].values())
     assert result["paper_mbits"] == 0
     again = simulate(config, tmp_path / "again", roots, QUIET)  # from what the cache remembers
-    assert (again["accuracy"], again["worst_client"]) == (result["accuracy"], result["worst_client"])
+    roots = dataclasses.replace(roots, cache=tmp_path / "another")
+    beside = simulate(config, tmp_path / "beside", roots, QUIET, jobs=3)
+    for other in (again, beside):
+        assert (other["accuracy"], other["worst_client"]) == (result["accuracy"], result["worst_client"])
 
 
 @pytest.fixture(scope="module")

@@ -181,8 +181,8 @@ class MachineConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto times a training step in each and takes the faster."""
     threads: int = 0
-    """Threads of a matrix product; 0: one, or all cores (at most OMP_NUM_THREADS) where that trains faster. Results are
-    equal to the last bit for equal threads."""
+    """Threads of a matrix product; 0: one, or, where that trains faster, all that sites at work at a time leave each
+    of them of the cores (at most OMP_NUM_THREADS). Results are equal to the last bit for equal threads."""
     together: int = 1
     """Fine-tunings of a client's tasks that are computed at once, as if alone to rounding; 0: as many as is faster."""
 

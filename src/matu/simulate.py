@@ -22,8 +22,8 @@ from matu.errors import ConfigError
 from matu.federation.checkpoint import Progress, Totals, load_checkpoint, save_checkpoint
 from matu.federation.evaluation import Evaluation, Evaluator
 from matu.federation.rounds import Federation, codecs_of, run_rounds
-from matu.federation.site import Site
-from matu.federation.transport import InProcess, Transport
+from matu.federation.site import SideBySide, Site
+from matu.federation.transport import Transport
 from matu.files import append_line, finish_before_interrupt, keep_lines, only_one, write_atomic
 from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
 from matu.methods.base import parse_options
@@ -33,7 +33,7 @@ from matu.report.result import build_result
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task, class_list, held_out
 from matu.tasks.partition import partition
-from matu.training import Trainer, build_trainer, decide, prepare_machine
+from matu.training import Trainer, build_trainer, decide, prepare_machine, room
 from matu.words import counted
 
 
@@ -90,12 +90,12 @@ Also = Callable[[Mapping[str, Any]], None]
 
 
 def in_this_process(run: Run, sites: Mapping[str, Site]) -> AbstractContextManager[Transport]:
-    """Sites answer one after another, here."""
-    return nullcontext(InProcess(sites))
+    """Sites answer here, as many at a time as `prepare` made room for."""
+    return nullcontext(SideBySide(sites, next(iter(sites.values())).trainer))
 
 
 def simulate(
-    config: RunConfig, out: Path, roots: Roots, display: Display, *, resume: bool = False,
+    config: RunConfig, out: Path, roots: Roots, display: Display, *, resume: bool = False, jobs: int = 0,
     carrier: Carrier = in_this_process, also: Also = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a federation of sites on this machine to its end, and leave a run folder.
@@ -110,6 +110,9 @@ def simulate(
         This machine's folders.
     display
         Shows progress.
+    jobs
+        Sites at work at a time, each with its threads, and as many evaluations; 0: as many as there are cores for, on
+        a GPU one. No number depends on it.
     carrier
         How sites are reached.
     also
@@ -126,13 +129,15 @@ def simulate(
         Before any work, for whatever cannot work.
     """
     config.check()
+    if jobs < 0:
+        raise ConfigError(f"--jobs {jobs}: expected 1 or more, or 0 for as many as there are cores for")
     finished = out / "result.json"
     if resume and finished.is_file():
         display.say(f"{out} is complete; nothing to resume")
         return dict(json.loads(finished.read_text()))
     if not resume:
         _check_new(out)
-    run = prepare(config, out, roots, display)
+    run = prepare(config, out, roots, display, jobs=jobs)
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
         if resume and finished.is_file():  # another process ended it meanwhile
@@ -165,8 +170,8 @@ def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict
     return {f"client-{number:0{width}d}": share for number, share in enumerate(shares)}
 
 
-def prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> Run:
-    """Read, deal, measure and build; ConfigError or DataError for whatever cannot work."""
+def prepare(config: RunConfig, out: Path, roots: Roots, display: Display, *, jobs: int = 1) -> Run:
+    """Read, deal, measure and build, for `jobs` sites at a time; ConfigError or DataError for what cannot work."""
     f = config.federation
     kind = find_method(f.method)
     parse_options(kind, f.options)
@@ -179,11 +184,16 @@ def prepare(config: RunConfig, out: Path, roots: Roots, display: Display) -> Run
         if task.skipped:
             display.say(f"task '{name}': {task.left_out}")
     shares = deal(tasks, f, config.machine.seed)
-    machine = decide(config, roots.models)  # measures, so it comes after all that can be wrong
+    if not jobs:
+        of_a_round = max(1, round(f.participation * f.clients)) if issubclass(kind, Method) else len(tasks)
+        jobs = room(config.machine, of_a_round)
+    machine = decide(config, roots.models, jobs=jobs)  # measures, so it comes after all that can be wrong
     config = dataclasses.replace(config, machine=machine)
     device = prepare_machine(machine)
-    trainer = build_trainer(config, roots.models, device, machine.precision)
-    display.say(f"computing on {device} in {machine.precision}, {counted(machine.threads, 'thread')}")
+    trainer = build_trainer(config, roots.models, device, machine.precision, jobs=jobs)
+    threads = counted(machine.threads, "thread")
+    beside = f", {jobs} sites at a time" if jobs > 1 else ""
+    display.say(f"computing on {device} in {machine.precision}, {threads}{beside}")
     model = trainer.model
     facts = [config.digest(), method_source(f.method), model.fingerprint, *(task.digest for task in tasks.values())]
     problem = Problem({n: len(task.classes) for n, task in tasks.items()}, model.layout, model.backbone.features)

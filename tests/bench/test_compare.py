@@ -57,9 +57,9 @@ def test_finished_cells_are_reused_and_a_folder_grows(
 ) -> None:
     ran: list[str] = []
 
-    def counting(config: Any, folder: Path, where: Roots) -> None:
+    def counting(config: Any, folder: Path, where: Roots, jobs: int) -> None:
         ran.append(folder.name)
-        run_cell(config, folder, where)
+        run_cell(config, folder, where, jobs)
 
     monkeypatch.setattr(compare_module, "run_cell", counting)
     first = compare(tiny(tiny_vit), bench(tmp_path / "out", roots))
@@ -108,10 +108,10 @@ def test_side_by_side_in_processes_gives_the_same_numbers(tiny_vit: Path, roots:
 def test_a_cell_that_fails_is_told_and_the_others_are_done(
     tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(config: Any, folder: Path, where: Roots) -> None:
+    def broken(config: Any, folder: Path, where: Roots, jobs: int) -> None:
         if config.federation.method == "fedavg":
             raise DataError("the disk is gone")
-        run_cell(config, folder, where)
+        run_cell(config, folder, where, jobs)
 
     monkeypatch.setattr(compare_module, "run_cell", broken)
     said: list[str] = []

@@ -28,7 +28,7 @@ def geometry(name: str, tasks: tuple[str, ...], codecs: Codecs | None = None):
     method = build(name, PROBLEM)
     player = Player("south", dict.fromkeys(tasks, 5))
     state = play(method, method.start(), [(player, random_ends(PROBLEM, tasks, 4))])
-    trainer = SimpleNamespace(accuracy=lambda *_: 0.5)
+    trainer = SimpleNamespace(crew=None, accuracy=lambda *_: 0.5)
     splits = {t: SimpleNamespace(test=SimpleNamespace(labels=[0])) for t in PROBLEM.tasks}
     evaluator = Evaluator(method, trainer, splits, CLIENTS, lambda _: {}, 0, codecs or Codecs())
     return evaluator.on_the_way(state, 0), method.server_weights(state)

@@ -132,12 +132,14 @@ def test_no_more_threads_than_the_environment_allows(tiny_vit: Path, monkeypatch
         return [1.0, 2.0]
 
     monkeypatch.setattr(machine, "_images_per_second", speed)
-    monkeypatch.setattr(machine, "cores", lambda: 4)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
     config = RunConfig(model=ModelConfig(backbone=str(tiny_vit)), machine=MachineConfig(precision="float32"))
     for asked, expected in (("", 4), ("3", 3), ("64", 4), ("1", 1), ("0", 4), ("many", 4)):
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert decide(config).threads == expected
-    assert set(tried) == {1, 3, 4}
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert [decide(config, jobs=jobs).threads for jobs in (2, 3, 4, 9)] == [2, 1, 1, 1], "each has its share"
+    assert set(tried) == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", "meta", "cpuu"])

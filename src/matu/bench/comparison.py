@@ -20,7 +20,7 @@ from matu.bench.plan import (
     write_comparison,
 )
 from matu.bench.report import latex, markdown
-from matu.bench.runner import Bench, DivergedError, jobs_of, run_cells
+from matu.bench.runner import Bench, DivergedError, run_cells
 from matu.bench.summary import summarise
 from matu.errors import ConfigError, MatuError
 from matu.files import only_one, write_atomic
@@ -30,7 +30,6 @@ from matu.simulate import deal
 from matu.tasks import Task, held_out
 from matu.tasks.held_out import held_out_digest
 from matu.training import build_trainer, decide, prepare_machine
-from matu.training.machine import cores
 
 Result = Mapping[str, Any]
 
@@ -190,7 +189,7 @@ def _settle(asked: Comparison, whole: Comparison, bench: Bench) -> tuple[Compari
     """Both with the machine's settings: what is decided by measuring is decided once, for all cells."""
     saved, machine = load_saved(bench.out / "compare.toml"), asked.base.machine
     if not machine.threads:
-        machine = dataclasses.replace(machine, threads=max(1, cores() // jobs_of(bench, machine)))
+        machine = dataclasses.replace(machine, threads=1)  # cores are for cells and their sites
     if machine.precision == "auto" and saved is not None and saved["machine"]["device"] == machine.device:
         machine = dataclasses.replace(machine, precision=saved["machine"]["precision"])
     base = dataclasses.replace(asked.base, machine=machine)

@@ -22,6 +22,7 @@ from matu.files import DiskFullError, write_atomic
 from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import simulate
+from matu.training import room
 from matu.training.machine import cores
 
 LOOK_EVERY_S = 60.0
@@ -100,10 +101,12 @@ def _each(
     cells: Sequence[Cell], folder: Path, bench: Bench, jobs: int
 ) -> Iterator[tuple[Cell, Exception | None]]:  # fmt: skip
     """Every cell as it ends, with what went wrong."""
+    machine = cells[0].config.machine
+    sites = max(1, room(machine, cores()) // jobs)  # at a time in a cell; no number depends on it
     if jobs == 1:
         for cell in cells:
             try:
-                run_cell(cell.config, folder / cell.folder, bench.roots)
+                run_cell(cell.config, folder / cell.folder, bench.roots, sites)
                 yield cell, None
             except Exception as error:
                 yield cell, error
@@ -115,7 +118,7 @@ def _each(
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                running[pool.submit(run_cell, cell.config, folder / cell.folder, bench.roots)] = cell
+                running[pool.submit(run_cell, cell.config, folder / cell.folder, bench.roots, sites)] = cell
             finished, _ = wait(running, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
             if not finished:
                 bench.tell("  " + "; ".join(f"{cell}: {_progress(folder / cell.folder)}" for cell in running.values()))
@@ -155,7 +158,7 @@ def _progress(folder: Path) -> str:
     return f"round {rounds}"
 
 
-def run_cell(config: RunConfig, folder: Path, roots: Roots) -> None:
+def run_cell(config: RunConfig, folder: Path, roots: Roots, jobs: int = 1) -> None:
     """Run one cell to its end in this process, going on from its checkpoint if it has one.
 
     Raises
@@ -166,7 +169,7 @@ def run_cell(config: RunConfig, folder: Path, roots: Roots) -> None:
         For any other reason; of an error that nobody foresaw `traceback.txt` in the folder tells more.
     """
     try:
-        _run_or_resume(config, folder, roots)
+        _run_or_resume(config, folder, roots, jobs)
     except (ConfigError, DataError, DiskFullError):
         raise
     except MatuError as error:
@@ -179,11 +182,11 @@ def run_cell(config: RunConfig, folder: Path, roots: Roots) -> None:
         raise MatuError(f"{type(error).__name__}: {error}; {folder / 'traceback.txt'} tells where") from error
 
 
-def _run_or_resume(config: RunConfig, folder: Path, roots: Roots) -> None:
+def _run_or_resume(config: RunConfig, folder: Path, roots: Roots, jobs: int) -> None:
     begun = folder / "config.toml"
     if begun.is_file() and read_config(begun).machine.device == config.machine.device:
-        simulate(read_config(begun), folder, roots, Display(quiet=True), resume=True)
+        simulate(read_config(begun), folder, roots, Display(quiet=True), resume=True, jobs=jobs)
     else:  # also what was begun on another kind of machine
         shutil.rmtree(folder, ignore_errors=True)
-        simulate(config, folder, roots, Display(quiet=True))
+        simulate(config, folder, roots, Display(quiet=True), jobs=jobs)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of use only to go on

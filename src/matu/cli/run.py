@@ -50,6 +50,9 @@ class RunArguments:
     """Run folder to go on with after the last finished round; takes no other settings."""
     json: bool = False
     """Print result.json alone on stdout, nothing on stderr but errors."""
+    jobs: int = 0
+    """Sites at work at a time, each with --threads threads (1 by default); 0: one a core on a CPU, one on a GPU. The
+    result does not depend on it."""
     report: bool = True
     """Leave report.html in the run folder."""
     sinks: tuple[SinkName, ...] = ()
@@ -68,8 +71,6 @@ class SimulateArguments(RunArguments):
 
     sites: int = 0
     """How many sites; 0: as configured (--clients)."""
-    jobs: int = 0
-    """Sites at work at a time, each with --threads threads (1 by default); 0: one a core on a CPU, one on a GPU."""
 
 
 def run(arguments: list[str]) -> int:
@@ -137,8 +138,9 @@ def _simulate(config: RunConfig, out: Path, parsed: RunArguments, command: str, 
     sinks = Sinks(parsed.sinks, out, display.say)
     try:
         result = simulate(
-            config, out, roots(parsed.folders), display, resume=parsed.resume is not None, also=sinks, **how
-        )
+            config, out, roots(parsed.folders), display, resume=parsed.resume is not None, jobs=parsed.jobs, also=sinks,
+            **how,
+        )  # fmt: skip
     except KeyboardInterrupt:
         said = "nothing was begun, no folder is left; start again"
         if (out / "config.toml").is_file():

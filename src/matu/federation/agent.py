@@ -27,7 +27,7 @@ from matu.files import write_atomic
 from matu.methods import Method, Problem, State, find_method, method_names
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task
-from matu.training import Trainer, build_trainer, decide, prepare_machine
+from matu.training import Trainer, build_trainer, decide, prepare_machine, room
 from matu.wire import Envelope
 
 PLANNED = ("model", "training", "matu", "wire")
@@ -168,12 +168,12 @@ class Agent:
     def _prepare(self, plan: bytes) -> tuple[Plan, Trainer, Method]:
         if plan not in self._ready:
             followed = Plan.decode(plan, self.own)
-            machine = self._decided(plan, followed.config)
+            tasks = self._read(followed.config.tasks)
+            machine = self._decided(plan, followed.config, room(followed.config.machine, len(tasks)))
             config = dataclasses.replace(followed.config, machine=machine)
             followed = Plan(config)
-            device = prepare_machine(machine)
-            trainer = build_trainer(config, self.roots.models, device, config.machine.precision)
-            tasks = self._read(config.tasks)
+            device, jobs = prepare_machine(machine), room(machine, len(tasks))
+            trainer = build_trainer(config, self.roots.models, device, machine.precision, jobs=jobs)
             model, kind = trainer.model, find_method(config.federation.method)
             if not issubclass(kind, Method):
                 raise DataError(f"plan: method '{config.federation.method}' has no messages")
@@ -183,7 +183,7 @@ class Agent:
             self._ready = {plan: (followed, trainer, method)}
         return self._ready[plan]
 
-    def _decided(self, plan: bytes, config: RunConfig) -> MachineConfig:
+    def _decided(self, plan: bytes, config: RunConfig, jobs: int) -> MachineConfig:
         """The machine's "auto" and 0, measured once for a plan and remembered: a round must not measure anew."""
         path, key = self.folder / "machine.json", hashlib.sha256(plan).hexdigest()
         try:
@@ -195,7 +195,7 @@ class Agent:
                 )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError):
             pass
-        machine = decide(config, self.roots.models)
+        machine = decide(config, self.roots.models, jobs=jobs)
         if machine != config.machine:
             self.folder.mkdir(parents=True, exist_ok=True)
             note = {"plan": key, **{name: getattr(machine, name) for name in ("precision", "threads", "together")}}

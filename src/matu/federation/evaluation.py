@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from matu.artifact import Packed
 from matu.methods import Method, State
 from matu.seeds import stream
 from matu.tasks import Task
-from matu.training import Trainer, Weights
+from matu.training import Trainer, Weights, side_by_side
 from matu.vectors import similarity
 from matu.wire import Codecs, arrived
 
@@ -76,7 +78,7 @@ class Evaluator:
     Attributes
     ----------
     method, trainer
-        What opens a downlink, and what runs it.
+        What opens a downlink, and whose crew runs it.
     tasks
         By name, with their test splits.
     clients
@@ -108,22 +110,26 @@ class Evaluator:
 
     def _evaluate(self, state: State, images: int, *, with_artifact: bool) -> Evaluation:
         self._known.clear()
-        server = self.method.server_weights(state)
-        per_client: dict[str, dict[str, float]] = {}
-        same: dict[tuple[str, ...], dict[str, float]] = {}
-        alike: dict[tuple[str, ...], list[float]] = {}
+        server = self.method.server_weights(state) or {}
+        alike: dict[str, list[float]] = {}
+        kinds = {name: name if self.method.personal else "+".join(tasks) for name, tasks in self.clients.items()}
+
+        def delivered() -> Iterator[tuple[str, Mapping[str, Weights]]]:
+            for name, kind in kinds.items():
+                if kind not in alike:
+                    gets = self._delivered(state, name, self.clients[name])
+                    alike[kind] = _cosines(gets, server) if server else []
+                    yield kind, gets
+
+        by_kind = self._accuracies(delivered(), images)
+        ends = {"server": server, "artifact": self._packed(server) if with_artifact else {}} if server else {}
+        others = self._accuracies(ends.items(), images)
         cosines: dict[int, list[float]] = {}
-        for name, tasks in self.clients.items():
-            if self.method.personal or tasks not in same:
-                gets = self._delivered(state, name, tasks)
-                same[tasks] = self._accuracies(gets, images)
-                alike[tasks] = _cosines(gets, server) if server else []
-            per_client[name] = same[tasks]
-            cosines.setdefault(len(tasks), []).extend(alike[tasks])
+        for name, kind in kinds.items():
+            cosines.setdefault(len(self.clients[name]), []).extend(alike[kind])
         return Evaluation.of_clients(
-            per_client, self.tasks,
-            server=self._accuracies(server, images) if server else {},
-            artifact=self._accuracies(self._packed(server), images) if server and with_artifact else {},
+            {name: by_kind[kind] for name, kind in kinds.items()}, self.tasks,
+            server=others.get("server", {}), artifact=others.get("artifact", {}),
             similarity=_mean_similarity([one.vector for one in server.values()]) if server else None,
             cosine={k: float(np.mean(found)) for k, found in sorted(cosines.items()) if found},
         )  # fmt: skip
@@ -138,21 +144,38 @@ class Evaluator:
         opened = arrived(self.method.downlink_parts(tasks), sent, self.codecs)
         return self.method.weights(tasks, opened, self.memory(name))
 
-    def _accuracies(self, weights: Mapping[str, Weights], images: int) -> dict[str, float]:
-        return {task: self._accuracy(task, one, images) for task, one in weights.items()}
+    def _accuracies(
+        self, asked: Iterable[tuple[str, Mapping[str, Weights]]], images: int
+    ) -> dict[str, dict[str, float]]:
+        """By label and task; weights are drawn as they are needed, and what is known is not measured again."""
+        keys: dict[str, dict[str, str]] = {}
 
-    def _accuracy(self, task: str, weights: Weights, images: int) -> float:
-        content = hashlib.sha256(f"{task} {images} ".encode())
-        content.update(weights.vector.contiguous().numpy().data)
-        content.update(weights.head.contiguous().numpy().data)
-        key = content.hexdigest()
-        if key not in self._known:
-            split = self.tasks[task].test
-            some = None
-            if 0 < images < len(split.labels):
-                some = np.sort(stream(self.seed, "evaluate", task).choice(len(split.labels), images, replace=False))
-            self._known[key] = self.trainer.accuracy(weights, split, some)
-        return self._known[key]
+        def unknown() -> Iterator[Callable[[Trainer], tuple[str, float]]]:
+            for label, weights in asked:
+                keys[label] = {task: _content(task, one, images) for task, one in weights.items()}
+                for (task, one), key in zip(weights.items(), keys[label].values(), strict=True):
+                    if key not in self._known:
+                        self._known[key] = math.nan  # under way
+                        yield partial(self._measure, key, task, one, images)
+
+        for key, accuracy in side_by_side(self.trainer, unknown()):
+            self._known[key] = accuracy
+        return {label: {task: self._known[key] for task, key in by_task.items()} for label, by_task in keys.items()}
+
+    def _measure(self, key: str, task: str, weights: Weights, images: int, trainer: Trainer) -> tuple[str, float]:
+        split = self.tasks[task].test
+        some = None
+        if 0 < images < len(split.labels):
+            some = np.sort(stream(self.seed, "evaluate", task).choice(len(split.labels), images, replace=False))
+        return key, trainer.accuracy(weights, split, some)
+
+
+def _content(task: str, weights: Weights, images: int) -> str:
+    """What decides an accuracy, as one word."""
+    content = hashlib.sha256(f"{task} {images} ".encode())
+    content.update(weights.vector.contiguous().numpy().data)
+    content.update(weights.head.contiguous().numpy().data)
+    return content.hexdigest()
 
 
 def _cosines(gets: Mapping[str, Weights], server: Mapping[str, Weights]) -> list[float]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from matu.errors import DataError
 from matu.federation.hello import Score
+from matu.federation.transport import Failure, reply_of
 from matu.methods import Local, Method, State
 from matu.seeds import stream
-from matu.tasks import Task, class_list
-from matu.training import Job, Trainer, Weights, train_together
+from matu.tasks import Split, Task, class_list
+from matu.training import Clock, Job, Trainer, Weights, side_by_side, train_together
 from matu.wire import Codecs, Envelope, Header, encode
 
 
@@ -29,7 +31,7 @@ class Site:
     tasks
         The tasks themselves, by name.
     trainer
-        Trains; sites in one process share it.
+        Trains; sites in one process share it, one at a time.
     method
         What is trained and sent.
     method_name
@@ -59,6 +61,10 @@ class Site:
     memory: State = field(default_factory=dict)
 
     def __call__(self, request: bytes) -> bytes:
+        """As `answer`, by its own trainer."""
+        return self.answer(request, self.trainer)
+
+    def answer(self, request: bytes, trainer: Trainer) -> bytes:
         """Answer a round's message with this site's update.
 
         Raises
@@ -71,8 +77,8 @@ class Site:
         self._check(received, "train")
         opened = envelope.tensors(self.method.downlink_parts(received.tasks))
         losses: list[float] = []
-        images_before = self.trainer.clock.train_images
-        config = self.trainer.config
+        trainer, clock = replace(trainer, clock=Clock()), trainer.clock
+        config = trainer.config
 
         def together(starts: Mapping[str, Weights]) -> dict[str, Weights]:
             jobs = [
@@ -82,14 +88,15 @@ class Site:
                 )
                 for task, start in starts.items()
             ]  # fmt: skip
-            found = train_together(self.trainer, jobs, steps=config.local_steps, epochs=config.local_epochs)
+            found = train_together(trainer, jobs, steps=config.local_steps, epochs=config.local_epochs)
             losses.extend(loss for _, loss in found)
             return {task: trained for task, (trained, _) in zip(starts, found, strict=True)}
 
         samples = {task: len(self.indices[task]) for task in received.tasks}
         local = Local(received.tasks, samples, self.memory, lambda task, start: together({task: start})[task], together)
         tensors, memory = self.method.local_update(local, opened)
-        metrics = {"loss": sum(losses) / len(losses), "images": self.trainer.clock.train_images - images_before}
+        metrics = {"loss": sum(losses) / len(losses), "images": trainer.clock.train_images}
+        clock.add(trainer.clock)
         header = replace(received, kind="update", class_lists=(), samples=tuple(samples.values()), metrics=metrics)
         draw = stream(self.seed, "rounding", received.round, self.name) if self.by_chance else None
         parts = self.method.uplink_parts(received.tasks)
@@ -109,10 +116,9 @@ class Site:
         asked = envelope.header
         self._check(asked, "evaluate")
         opened = envelope.tensors(self.method.downlink_parts(asked.tasks))
-        correct = {}
-        for task, weights in self.method.weights(asked.tasks, opened, self.memory).items():
-            test = self.tasks[task].test
-            correct[task] = round(self.trainer.accuracy(weights, test) * len(test.labels)) if len(test.labels) else 0
+        weights = self.method.weights(asked.tasks, opened, self.memory)
+        work = [partial(_correct, one, self.tasks[task].test) for task, one in weights.items()]
+        correct = dict(zip(weights, side_by_side(self.trainer, work), strict=True))
         return Score(self.name, self.run, asked.round, correct)
 
     def _check_classes(self, task: str, theirs: str) -> None:
@@ -140,3 +146,32 @@ class Site:
                     f"site '{self.name}': the server's message has {name} {getattr(message, name)!r}, "
                     f"here it is {value!r}"
                 )
+
+
+def _correct(weights: Weights, test: Split, trainer: Trainer) -> int:
+    return round(trainer.accuracy(weights, test) * len(test.labels)) if len(test.labels) else 0
+
+
+class SideBySide:
+    """Sites in this process whose trainings are at work side by side (`Transport`).
+
+    Parameters
+    ----------
+    sites
+        By name.
+    trainer
+        Whose crew trains them.
+    """
+
+    def __init__(self, sites: Mapping[str, Site], trainer: Trainer) -> None:
+        self.sites, self.trainer = sites, trainer
+
+    def exchange(self, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
+        """Pairs of site and reply; sites with most images first, so that none of them is left to the end."""
+
+        def asked(name: str, payload: bytes) -> Callable[[Trainer], tuple[str, bytes | Failure]]:
+            return lambda trainer: (name, reply_of(lambda message: self.sites[name].answer(message, trainer), payload))
+
+        images = {name: sum(map(len, self.sites[name].indices.values())) for name in payloads}
+        order = sorted(payloads, key=lambda name: -images[name])
+        return side_by_side(self.trainer, (asked(name, payloads[name]) for name in order), split=True)

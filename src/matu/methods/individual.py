@@ -8,8 +8,9 @@ trained      each task for as many epochs as the federation spends on its data, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from matu.config import RunConfig
 from matu.methods.reference import Reference, budget_steps, remembered, training_facts
 from matu.seeds import stream
 from matu.tasks import Task
-from matu.training import Trainer, TrainingError, Weights
+from matu.training import Trainer, TrainingError, Weights, side_by_side
 from matu.training.trainer import Fit, batches
 
 PATIENCE = 3
@@ -108,22 +109,30 @@ def individual(
     dict
         By task; None where training left the finite numbers.
     """
-    found: dict[str, Alone | None] = {}
     model, how = training_facts(trainer, config)
-    for number, (name, task) in enumerate(tasks.items(), 1):
-        tell(f"individual reference: {name} ({number}/{len(tasks)})")
-        steps = budget_steps(config, len(task.train.labels), holders[name])
-        facts = (FORMAT, name, task.digest, *model, steps, PATIENCE, MOST_EPOCHS, *how)
 
-        def compute(task: Task = task, steps: int = steps) -> dict[str, Any]:
-            return asdict(_fine_tune(trainer, task, config.machine.seed, steps))
+    def work() -> Iterator[Callable[[Trainer], Alone | TrainingError]]:
+        for number, (name, task) in enumerate(tasks.items(), 1):
+            tell(f"individual reference: {name} ({number}/{len(tasks)})")
+            steps = budget_steps(config, len(task.train.labels), holders[name])
+            facts = (FORMAT, name, task.digest, *model, steps, PATIENCE, MOST_EPOCHS, *how)
+            yield partial(_known_or_trained, task, steps, config.machine.seed, cache / "individual", facts)
 
-        try:
-            found[name] = Alone(**remembered(cache / "individual", facts, compute))
-        except TrainingError as error:
-            tell(f"individual reference: {name} has none: {error}")
-            found[name] = None
+    found: dict[str, Alone | None] = {}
+    for name, one in zip(tasks, side_by_side(trainer, work()), strict=True):
+        if isinstance(one, TrainingError):
+            tell(f"individual reference: {name} has none: {one}")
+        found[name] = one if isinstance(one, Alone) else None
     return found
+
+
+def _known_or_trained(
+    task: Task, steps: int, seed: int, cache: Path, facts: tuple[Any, ...], trainer: Trainer
+) -> Alone | TrainingError:
+    try:
+        return Alone(**remembered(cache, facts, lambda: asdict(_fine_tune(trainer, task, seed, steps))))
+    except TrainingError as error:
+        return error
 
 
 def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int) -> Alone:

@@ -7,7 +7,8 @@ trained      each task on the site's own data, for as many epochs as the federat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from matu.methods.reference import Reference, budget_steps, remembered, training_facts
 from matu.seeds import stream
 from matu.tasks import Task
-from matu.training import Trainer, Weights
+from matu.training import Trainer, Weights, side_by_side
 
 FORMAT = 1
 
@@ -33,16 +34,16 @@ class LocalOnly(Reference):
         cache: Path,
         tell: Callable[[str], None],
     ) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
-        for number, (site, share) in enumerate(shares.items(), 1):
-            tell(f"local: {site} ({number}/{len(shares)}): {', '.join(share)}")
-            found[site] = {
-                task: self._accuracy(trainer, tasks[task], site, indices, cache / "local")
-                for task, indices in share.items()
-            }
-        return found
+        def work() -> Iterator[Callable[[Trainer], float]]:
+            for number, (site, share) in enumerate(shares.items(), 1):
+                tell(f"local: {site} ({number}/{len(shares)}): {', '.join(share)}")
+                for task, indices in share.items():
+                    yield partial(self._accuracy, tasks[task], site, indices, cache / "local")
 
-    def _accuracy(self, trainer: Trainer, task: Task, site: str, indices: np.ndarray, cache: Path) -> float:
+        accuracy = iter(list(side_by_side(trainer, work())))
+        return {site: {task: next(accuracy) for task in share} for site, share in shares.items()}
+
+    def _accuracy(self, task: Task, site: str, indices: np.ndarray, cache: Path, trainer: Trainer) -> float:
         steps = budget_steps(self.config, len(indices), holders=1)
         seed = self.config.machine.seed
 

@@ -113,6 +113,14 @@ class AdaptedModel:
         for name, parameter in trained.items():
             parameter.data, parameter.grad = values[name], gradients[name]
 
+    def share_frozen(self, other: AdaptedModel) -> None:
+        """Read frozen weights where those of another model of the same backbone lie; the adapter stays one's own."""
+        for mine, theirs in zip(self.model.parameters(), other.model.parameters(), strict=True):
+            if not mine.requires_grad:
+                mine.data = theirs.data
+        for group, of in zip((*self._fused, *self._apart), (*other._fused, *other._apart), strict=True):
+            group.share_frozen(of)
+
     def let_go(self) -> None:
         """Free all weights and keep what describes them (layout, fingerprint, backbone): a server trains nothing."""
         self.backbone = replace(self.backbone, module=nn.Identity())

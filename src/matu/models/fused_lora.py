@@ -121,6 +121,10 @@ class FusedLora:
         self._input: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
 
+    def share_frozen(self, other: Any) -> None:
+        """Keep no weights of one's own: those of an equal group serve too."""
+        self.weight, self.bias = other.weight, other.bias
+
     def attach(self, own: Own | None = None) -> None:
         """Replace the layers' forward; with `own`, runs of a batch have matrices of their own."""
         self._own, self._input, self._outputs = own, None, {}

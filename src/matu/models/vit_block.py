@@ -136,6 +136,10 @@ class FusedBlock:
         self.layers = self.qkv.layers
         self._own: Own | None = None
 
+    def share_frozen(self, other: Any) -> None:
+        """As of its `FusedLora`; the block's other weights are the layer's."""
+        self.qkv.share_frozen(other.qkv)
+
     def attach(self, own: Own | None = None) -> None:
         """Replace the block's forward; with `own`, runs of a batch have matrices of their own."""
         self._own = own

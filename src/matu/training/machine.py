@@ -18,7 +18,7 @@ from matu.errors import ConfigError
 from matu.models import AdaptedModel, load_backbone
 from matu.tasks import Split
 from matu.training.stacked import Job, train_together
-from matu.training.trainer import Trainer, Weights
+from matu.training.trainer import Crew, Trainer, Weights
 
 LONG_S = 4.0
 """Seconds after which no further burst is timed."""
@@ -67,14 +67,14 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
-def decide(config: RunConfig, models_root: os.PathLike[str] | None = None) -> MachineConfig:
+def decide(config: RunConfig, models_root: os.PathLike[str] | None = None, *, jobs: int = 1) -> MachineConfig:
     """The machine settings with every "auto" and 0 replaced by what measures best here: threads, precision, together.
 
-    A setting must be a tenth faster than the plainer one before it: a tie is noise.
+    A setting must be a tenth faster than the plainer one before it: a tie is noise. Of several trainings at work at a
+    time each has its share of the cores.
     """
     on_cpu = config.machine.device.startswith("cpu")
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    most = min(cores(), int(asked)) if asked.isdigit() and int(asked) else cores()
+    most = cores() // jobs
     choices: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("threads", 0, (1, most) if on_cpu and most > 1 else (1,)),
         ("precision", "auto", ("float32", "bfloat16")),
@@ -96,8 +96,16 @@ def decide(config: RunConfig, models_root: os.PathLike[str] | None = None) -> Ma
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; at most OMP_NUM_THREADS."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(here, int(asked)) if asked.isdigit() and int(asked) else here
+
+
+def room(machine: MachineConfig, most: int) -> int:
+    """Of so many trainings, how many to have at work at a time: as many as there are cores for, on a GPU one."""
+    on_cpu = machine.device.startswith("cpu")
+    return max(1, min(most, cores() // max(1, machine.threads))) if on_cpu else 1
 
 
 def build_trainer(
@@ -106,18 +114,26 @@ def build_trainer(
     device: torch.device,
     precision: str,
     revision: str | None = None,
+    jobs: int = 1,
 ) -> Trainer:
-    """The backbone (of the hub: at any revision) with its adapter, ready to train."""
+    """The backbone (of the hub: at any revision) with its adapter, ready to train; with a crew for several jobs."""
     from pathlib import Path
 
     m = config.model
     root = None if models_root is None else Path(models_root)
-    backbone = load_backbone(m.backbone, image_size=config.tasks.image_size, models_root=root, revision=revision)
-    model = AdaptedModel(
-        backbone, rank=m.rank, alpha=m.alpha, targets=m.targets, adapter_seed=m.adapter_seed, start_b=m.start_b,
-        device=device, low_precision=precision == "bfloat16",
-    )  # fmt: skip
-    return Trainer(model, config.training, together=config.machine.together or 1)
+
+    def built() -> AdaptedModel:
+        backbone = load_backbone(m.backbone, image_size=config.tasks.image_size, models_root=root, revision=revision)
+        return AdaptedModel(
+            backbone, rank=m.rank, alpha=m.alpha, targets=m.targets, adapter_seed=m.adapter_seed, start_b=m.start_b,
+            device=device, low_precision=precision == "bfloat16",
+        )  # fmt: skip
+
+    models = [built() for _ in range(jobs)]
+    for other in models[1:]:
+        other.share_frozen(models[0])
+    crew = Crew(models) if jobs > 1 else None
+    return Trainer(models[0], config.training, together=config.machine.together or 1, crew=crew)
 
 
 def _images_per_second(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from matu.tasks import Split
+from matu.training.side_by_side import side_by_side
 from matu.training.trainer import Fit, Trainer, Weights, batches
 
 
@@ -31,7 +34,7 @@ class _Batch(NamedTuple):
 def train_together(
     trainer: Trainer, jobs: Sequence[Job], *, steps: int = 0, epochs: int = 1
 ) -> list[tuple[Weights, float]]:
-    """What `Trainer.train` gives of each job, to rounding; `trainer.together` of them are trained at a time.
+    """What `Trainer.train` gives of each job, to rounding; `trainer.together` of them go through one product at a time.
 
     Every job has its own optimiser, clipping, objective and batches; those with fewer batches end before the others.
     A linearised objective is trained one by one: its forward-mode derivative goes through PEFT's own layers.
@@ -39,7 +42,7 @@ def train_together(
     Parameters
     ----------
     trainer
-        Model, rates, objective; its model's own adapter is left as it is where jobs are trained together.
+        Model, rates, objective, crew; the model's own adapter is left as it is where jobs are trained together.
     jobs
         Any number.
     steps, epochs
@@ -51,18 +54,17 @@ def train_together(
         If a loss is not finite.
     """
     at_a_time = 1 if trainer.objective.linearised else max(1, trainer.together)
-    found: list[tuple[Weights, float]] = []
-    for first in range(0, len(jobs), at_a_time):
-        some = jobs[first : first + at_a_time]
-        if len(some) == 1:
-            start, split, indices, draw = some[0]
-            found.append(trainer.train(start, split, indices, draw, steps=steps, epochs=epochs))
-        else:
-            found += _train(trainer, some, steps=steps, epochs=epochs)
-    return found
+    order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].indices))  # the longest first: none is left to the end
+    groups = [order[first : first + at_a_time] for first in range(0, len(jobs), at_a_time)]
+    work = [partial(_train, jobs=[jobs[i] for i in group], steps=steps, epochs=epochs) for group in groups]
+    found = dict(zip(order, itertools.chain.from_iterable(side_by_side(trainer, work)), strict=True))
+    return [found[i] for i in range(len(jobs))]
 
 
 def _train(trainer: Trainer, jobs: Sequence[Job], *, steps: int, epochs: int) -> list[tuple[Weights, float]]:
+    if len(jobs) == 1:
+        start, split, indices, draw = jobs[0]
+        return [trainer.train(start, split, indices, draw, steps=steps, epochs=epochs)]
     fits = [Fit(trainer, job.start, job.split.labels[job.indices], own=True) for job in jobs]
     left = [
         (fit, job.split, batches(job.indices, trainer.config.batch_size, job.draw, steps=steps, epochs=epochs))
@@ -83,6 +85,7 @@ def _step(trainer: Trainer, given: Sequence[_Batch]) -> None:
     """A step of each; shorter batches are filled up with images that no loss looks at."""
     if not given:
         return
+    trainer.halt.check()
     began = time.perf_counter()
     size = max(len(one.labels) for one in given)
     images = np.concatenate([np.resize(one.images, (size, *one.images.shape[1:])) for one in given])

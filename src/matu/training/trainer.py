@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +21,10 @@ from matu.tasks import Split
 
 class TrainingError(MatuError):
     """Training left the finite numbers."""
+
+
+class HaltedError(BaseException):
+    """Nobody waits any longer for what was being trained."""
 
 
 class Weights(NamedTuple):
@@ -69,6 +75,53 @@ class Clock:
     evaluate_images: int = 0
     evaluate_s: float = 0.0
 
+    def add(self, other: Clock, *, share: float = 1.0) -> None:
+        """Count what another counted, and a share of its seconds, where others worked in the same ones."""
+        self.train_images += other.train_images
+        self.train_s += share * other.train_s
+        self.evaluate_images += other.evaluate_images
+        self.evaluate_s += share * other.evaluate_s
+
+
+@dataclass
+class Halt:
+    """Whether what is under way is to end, because nobody waits for it any longer, or for what it is part of."""
+
+    above: Halt | None = None
+    now: bool = False
+
+    def check(self) -> None:
+        """Raise `HaltedError` if so."""
+        if self.now:
+            raise HaltedError
+        if self.above is not None:
+            self.above.check()
+
+
+class Crew:
+    """Models of the same adapted backbone for work at the same time (`side_by_side`).
+
+    Parameters
+    ----------
+    models
+        Each is lent to one piece of work at a time.
+    """
+
+    def __init__(self, models: Sequence[AdaptedModel]) -> None:
+        self.models = tuple(models)
+        self._free: queue.SimpleQueue[AdaptedModel] = queue.SimpleQueue()
+        for model in models:
+            self._free.put(model)
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[AdaptedModel]:
+        """A model, once one is free."""
+        model = self._free.get()
+        try:
+            yield model
+        finally:
+            self._free.put(model)
+
 
 @dataclass
 class Trainer:
@@ -84,6 +137,12 @@ class Trainer:
         What the method asks for.
     together
         Fine-tunings that are computed at once where several are asked for (`stacked.train_together`).
+    clock
+        Counts.
+    crew
+        Models for work at the same time, this one among them; None: there is this one.
+    halt
+        Ends what is under way, between two steps.
     """
 
     model: AdaptedModel
@@ -91,6 +150,8 @@ class Trainer:
     objective: Objective = field(default_factory=Objective)
     together: int = 1
     clock: Clock = field(default_factory=Clock)
+    crew: Crew | None = None
+    halt: Halt = field(default_factory=Halt)
 
     def train(
         self,
@@ -153,6 +214,7 @@ class Trainer:
         began = time.perf_counter()
         parts = []
         for first in range(0, len(images), batch_size):
+            self.halt.check()
             chunk = np.array(images[first : first + batch_size])  # a copy: the cache is read-only
             with torch.inference_mode(not self.objective.linearised):  # which has no forward-mode derivatives
                 parts.append(of(self.features(chunk)))
@@ -217,6 +279,7 @@ class Fit:
 
     def step(self, split: Split, batch: np.ndarray) -> None:
         """One step on the images at `batch`."""
+        self.trainer.halt.check()
         began = time.perf_counter()
         loss = self.loss(self.trainer.features(split.images[batch]), split.labels[batch])
         assert self.adapter.grad is not None
