@@ -16,7 +16,7 @@ RECORDS = {
     "local_training": "2026-11-29-local-training/vit-tiny*.json",
     "serving": "2026-11-22-serving/vit-tiny-64px.json",
     "merge": "2026-11-22-merge/record.json",
-    "simulation": "2026-11-22-simulation/short-busy.json",
+    "simulation": "2026-11-29-simulation/ten-rounds.json",
 }
 
 

@@ -169,10 +169,12 @@ class Agent:
         if plan not in self._ready:
             followed = Plan.decode(plan, self.own)
             tasks = self._read(followed.config.tasks)
-            machine = self._decided(plan, followed.config, room(followed.config.machine, len(tasks)))
+            asked = followed.config.machine
+            jobs = 1 if asked.threads else room(asked, len(tasks))  # who names a number of threads means no more
+            machine = self._decided(plan, followed.config, jobs)
             config = dataclasses.replace(followed.config, machine=machine)
             followed = Plan(config)
-            device, jobs = prepare_machine(machine), room(machine, len(tasks))
+            device = prepare_machine(machine)
             trainer = build_trainer(config, self.roots.models, device, machine.precision, jobs=jobs)
             model, kind = trainer.model, find_method(config.federation.method)
             if not issubclass(kind, Method):
