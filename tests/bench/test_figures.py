@@ -98,6 +98,18 @@ def test_curves_are_the_mean_over_seeds_at_the_rounds_they_share(drawn, tmp_path
     np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [20, 60])
 
 
+def test_geometry_has_a_panel_a_setting_and_number_of_tasks(drawn, tmp_path):
+    results = compared(("individual", "matu"), settings=(("many", {}),), seeds=(0, 1))
+    for cell, s, cosine in zip(results["cells"][-2:], (0.8, 0.6), (0.7, 0.9), strict=True):
+        assert cell["method"] == "matu"
+        cell["geometry"] = {"similarity": [[4, s]], "cosine 1": [[4, 1.0]], "cosine 10": [[4, cosine], [8, 0.5]]}
+    figures.draw_all(results, tmp_path)
+    similarity, reconstruction = drawn[1:3]
+    np.testing.assert_allclose(lines(similarity.axes[0])["#D55E00"], [[4, 0.7]])
+    assert [axes.get_title("left") for axes in reconstruction.axes] == ["many: clients of 10 tasks"]
+    np.testing.assert_allclose(lines(reconstruction.axes[0])["#D55E00"], [[4, 0.8], [8, 0.5]])
+
+
 def test_tasks_are_sorted_by_what_individual_finds_hard(drawn, tmp_path):
     results = compared(("individual", "matu"), ("a", "b", "c"), (("many", {}),))
     found = results["summary"]["many"]

@@ -22,7 +22,7 @@ def result(
         "mean_accuracy": {"delivered": (a + b) / 2}, "worst_client": {"accuracy": min(a, b) - 0.1},
         "bytes": {"uplink_total": 1000, "downlink_total": 500, "uplink_per_client_round": 50.0,
                   "downlink_per_client_round": 25.0},
-        "curve": [list(point) for point in curve],
+        "curve": [list(point) for point in curve], "geometry": {"similarity": [[4, 0.9]]},
     }  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def test_means_spreads_and_normalised_are_those_computed_by_hand() -> None:
     assert len(results["cells"]) == 5
     curve = next(c["curve"] for c in results["cells"] if (c["method"], c["seed"]) == ("fedavg", 0))
     assert curve == [[4, 0.3], [8, 0.6], [10, 0.475]]
+    assert all(cell["geometry"] == {"similarity": [[4, 0.9]]} for cell in results["cells"])
 
 
 def test_the_interval_over_seeds_is_students_over_paired_differences() -> None:

@@ -234,7 +234,7 @@ def _tune(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, 
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished cell with its accuracies on the way (`curve`), or None."""
+    """The result of a finished cell with what was measured on the way (`curve`, `geometry`), or None."""
     try:
         result = json.loads((folder / "result.json").read_text())
         lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").is_file() else []
@@ -244,4 +244,10 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: cannot be read ({error}); delete the folder to run it again") from error
     result["curve"] = [[line["round"], line["mean_accuracy"]["delivered"]] for line in measured]
-    return dict(result)
+    geometry: dict[str, list[list[float]]] = {}
+    for line in measured:
+        kinds = {"similarity": line.get("similarity")} | {f"cosine {k}": c for k, c in line.get("cosine", {}).items()}
+        for kind, value in kinds.items():
+            if value is not None:
+                geometry.setdefault(kind, []).append([line["round"], value])
+    return dict(result) | {"geometry": geometry}

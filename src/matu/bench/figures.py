@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ _LOOKS = {
     "matu": ("#D55E00", "*"), "matu_plus": ("#000000", "*"),
 }  # fmt: skip
 _OURS = ("matu", "matu_plus")
+Curves = Mapping[str, tuple[list[int], np.ndarray]]
 _SPARE = (("#4B4B8F", "h"), ("#7A7A7A", "d"), ("#B07AA1", "8"))
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
     """Every figure that the comparison has data for."""
     drawn = accuracy_over_rounds(results, folder / "accuracy_over_rounds")
+    drawn += similarity_over_rounds(results, folder / "similarity_over_rounds")
+    drawn += reconstruction_over_rounds(results, folder / "reconstruction_over_rounds")
     drawn += normalised_by_task(results, folder / "normalised_by_task")
     drawn += accuracy_over_bytes(results, folder / "accuracy_over_bytes")
     if results["axis"]:
@@ -44,27 +47,59 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
 @rc_context(STYLE)
 def accuracy_over_rounds(results: Results, path: Path) -> list[Path]:
     """Mean accuracy by round, a panel a setting: the mean over seeds, with a band from the lowest to the highest."""
-    curves = {s: c for s in results["settings"] if (c := _curves(results, s))}
-    if not curves:
+
+    def references(axes: Axes, setting: str) -> set[str]:
+        shares = {m: _read(results, setting, m, "average", "mean") for m in filter(is_reference, results["methods"])}
+        known = {method: share for method, share in shares.items() if share is not None}
+        for method, share in known.items():
+            axes.axhline(100 * share, **_line(results, method))
+        return set(known)
+
+    panels = {s: (s, _curves(results, s)) for s in results["settings"]}
+    return _over_rounds(results, panels, "mean test accuracy in %", path, unit=100, more=references)
+
+
+@rc_context(STYLE)
+def similarity_over_rounds(results: Results, path: Path) -> list[Path]:
+    """Of the server's vectors by round, mean S (Eq. 5) over pairs of tasks, a panel a setting."""
+    panels = {s: (s, _curves(results, s, "similarity")) for s in results["settings"]}
+    return _over_rounds(results, panels, "mean S of the server's task vectors", path)
+
+
+@rc_context(STYLE)
+def reconstruction_over_rounds(results: Results, path: Path) -> list[Path]:
+    """Cosine of what a client gets of a task to the server's vector of it, a panel a setting and number of tasks."""
+    measured = {kind for cell in results["cells"] for kind in cell.get("geometry", ())} - {"similarity"}
+    counts = sorted(k for k in (int(kind.removeprefix("cosine ")) for kind in measured) if k > 1)
+    panels = {
+        f"{s}: clients of {k} tasks": (s, _curves(results, s, f"cosine {k}"))
+        for s in results["settings"] for k in counts
+    }  # fmt: skip
+    return _over_rounds(results, panels, "cosine to the server's vector", path)
+
+
+def _over_rounds(
+    results: Results, panels: Mapping[str, tuple[str, Curves]], what: str, path: Path, *, unit: float = 1,
+    more: Callable[[Axes, str], set[str]] = lambda *_: set(),
+) -> list[Path]:  # fmt: skip
+    """Lines of the mean over seeds in panels by title; `more` draws into the panel of a setting, and names what."""
+    panels = {title: panel for title, panel in panels.items() if panel[1]}
+    if not panels:
         return []
-    figure, panels = _panels(len(curves), width=5.2, height=4.2, sharey=True)
+    figure, places = _panels(len(panels), width=5.2, height=4.2, sharey=True)
     shown: set[str] = set()
-    for axes, (setting, lines) in zip(panels, curves.items(), strict=True):
-        for method, (rounds, shares) in lines.items():
+    for axes, (title, (setting, lines)) in zip(places, panels.items(), strict=True):
+        for method, (rounds, values) in lines.items():
             every = max(1, len(rounds) // 10)
-            axes.plot(rounds, 100 * shares.mean(0), **_line(results, method), markevery=every)
-            if len(shares) > 1:
+            axes.plot(rounds, unit * values.mean(0), **_line(results, method), markevery=every)
+            if len(values) > 1:
                 band = {"color": _look(results, method)["color"], "alpha": 0.13, "linewidth": 0}
-                axes.fill_between(rounds, 100 * shares.min(0), 100 * shares.max(0), **band)
-        for method in filter(is_reference, results["methods"]):
-            if (share := _read(results, setting, method, "average", "mean")) is not None:
-                axes.axhline(100 * share, **_line(results, method))
-                shown.add(method)
-        shown |= lines.keys()
-        axes.set(title=setting, xlabel="round")
+                axes.fill_between(rounds, unit * values.min(0), unit * values.max(0), **band)
+        shown |= lines.keys() | more(axes, setting)
+        axes.set(title=title, xlabel="round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0)
-    panels[0].set_ylabel("mean test accuracy in %")
+    places[0].set_ylabel(what)
     _legend(figure, results, shown)
     return save(figure, path)
 
@@ -246,14 +281,13 @@ def _legend(
     figure.legend(handles=handles, loc="outside right upper", handlelength=2.4)
 
 
-def _curves(results: Results, setting: str) -> dict[str, tuple[list[int], np.ndarray]]:
-    """By method: the rounds that all its seeds were evaluated after, and accuracy as float [seeds, rounds]."""
+def _curves(results: Results, setting: str, of: str = "") -> Curves:
+    """By method: rounds that all its seeds were measured after; accuracy, or a kind of geometry, [seeds, rounds]."""
     found = {}
     for method in results["methods"]:
-        seeds = [
-            dict(map(tuple, cell["curve"])) for cell in results["cells"]
-            if (cell["setting"], cell["method"]) == (setting, method) and cell["curve"]
-        ]  # fmt: skip
+        mine = [c for c in results["cells"] if (c["setting"], c["method"]) == (setting, method)]
+        lines = [cell.get("geometry", {}).get(of) if of else cell["curve"] for cell in mine]
+        seeds = [dict(map(tuple, line)) for line in lines if line]
         rounds = sorted(set.intersection(*map(set, seeds))) if seeds else []
         if rounds and not is_reference(method):
             found[method] = rounds, np.array([[seed[r] for r in rounds] for seed in seeds], dtype=float)

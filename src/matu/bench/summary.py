@@ -24,7 +24,7 @@ def summarise(
     Parameters
     ----------
     finished
-        By cell, its `result.json` with the accuracies on the way under `curve`.
+        By cell, its `result.json` with accuracies on the way under `curve`, S and cosines under `geometry`.
     tuning
         The record of how the rates were chosen, or None.
     """
@@ -77,7 +77,7 @@ def _cell(cell: Cell, result: Result) -> dict[str, Any]:
                      for task, found in result["accuracy"].items()},
         "average": result["mean_accuracy"]["delivered"], "worst_client": _worst(result),
         "bytes": result["bytes"], "paper_mbits": result["paper_mbits"], "seconds": result["seconds"]["total"],
-        "failures": result["failures"], "curve": _curve(result),
+        "failures": result["failures"], "curve": _curve(result), "geometry": result["geometry"],
     }  # fmt: skip
 
 

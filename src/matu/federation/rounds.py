@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,29 +183,38 @@ def _gather(
 ) -> _Found:
     """Fold in each answer as it comes."""
     found = _Found()
-    replies = iter(federation.transport.exchange(payloads))
-    while True:
-        asked = time.perf_counter()
-        arrived = next(replies, None)
-        found.waiting += time.perf_counter() - asked
-        if arrived is None:
-            return found
-        site, reply = arrived
-        if isinstance(reply, Failure):
-            found.failures[site] = f"{reply.code}: {reply.reason}"[:LONGEST_REASON]
-            continue
-        found.uplink += len(reply)
-        totals.messages_up += 1
-        try:
-            update, tensors, sizes = open_update(federation, number, site, reply, payloads)
-            gathering.add(site, update.tasks, update.samples, tensors)
-        except ValueError as error:  # of a message: its sender is left out, the round goes on
-            found.failures[site] = f"message: {error}"[:LONGEST_REASON]
-            count_bytes(totals.uplink, {"refused": len(reply)})
-            continue
-        count_bytes(totals.uplink, sizes)
-        found.losses.append(update.metrics.get("loss", 0.0))
-        totals.images += int(update.metrics.get("images", 0))
+    with contextlib.ExitStack() as at_the_end:
+        replies = iter(federation.transport.exchange(payloads))
+        if isinstance(replies, Generator):  # interrupted here, what is under way there ends now
+            at_the_end.callback(replies.close)
+        while True:
+            asked = time.perf_counter()
+            arrived = next(replies, None)
+            found.waiting += time.perf_counter() - asked
+            if arrived is None:
+                return found
+            _fold_in(federation, number, payloads, gathering, totals, found, *arrived)
+
+
+def _fold_in(
+    federation: Federation, number: int, payloads: Mapping[str, bytes], gathering: Round | Guard, totals: Totals,
+    found: _Found, site: str, reply: bytes | Failure,
+) -> None:  # fmt: skip
+    if isinstance(reply, Failure):
+        found.failures[site] = f"{reply.code}: {reply.reason}"[:LONGEST_REASON]
+        return
+    found.uplink += len(reply)
+    totals.messages_up += 1
+    try:
+        update, tensors, sizes = open_update(federation, number, site, reply, payloads)
+        gathering.add(site, update.tasks, update.samples, tensors)
+    except ValueError as error:  # of a message: its sender is left out, the round goes on
+        found.failures[site] = f"message: {error}"[:LONGEST_REASON]
+        count_bytes(totals.uplink, {"refused": len(reply)})
+        return
+    count_bytes(totals.uplink, sizes)
+    found.losses.append(update.metrics.get("loss", 0.0))
+    totals.images += int(update.metrics.get("images", 0))
 
 
 def _tasks_of(federation: Federation, sites: Iterable[str]) -> list[str]:
