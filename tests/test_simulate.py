@@ -95,6 +95,18 @@ def test_the_config_left_behind_runs_again_to_the_same_numbers(tiny_vit: Path, r
     ).read_bytes()
 
 
+def test_the_number_of_threads_does_not_depend_on_the_jobs(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matu.training.machine._images_per_second", lambda *_: [1.0, 2.0])
+    monkeypatch.setattr("matu.training.machine.cores", lambda: 8)
+    threads = set()
+    for jobs in (0, 1, 2, 5):
+        simulate(small(tiny_vit, threads=0, rounds=1), tmp_path / str(jobs), roots, QUIET, jobs=jobs)
+        threads.add(read_config(tmp_path / str(jobs) / "config.toml").machine.threads)
+    assert len(threads) == 1
+
+
 def test_another_seed_is_another_run(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
     first = simulate(small(tiny_vit), tmp_path / "a", roots, QUIET)
     second = simulate(small(tiny_vit, seed=1), tmp_path / "b", roots, QUIET)

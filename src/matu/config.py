@@ -245,7 +245,7 @@ class RunConfig:
             (e.evaluate_every >= 0, f"evaluate_every {e.evaluate_every}: expected 0 (only at the end) or more"),
             (e.evaluate_images >= 0, f"evaluate_images {e.evaluate_images}: expected 0 (all) or more"),
             (machine.seed >= 0, f"seed {machine.seed}: expected 0 or more"),
-            (machine.threads >= 0, f"threads {machine.threads}: expected 0 (the faster of 1 and all cores) or more"),
+            (machine.threads >= 0, f"threads {machine.threads}: expected 0 (what is faster) or more"),
             (machine.together >= 0, f"together {machine.together}: expected 0 (what is faster) or more"),
         ]
 

@@ -111,8 +111,8 @@ def simulate(
     display
         Shows progress.
     jobs
-        Sites at work at a time, each with its threads, and as many evaluations; 0: as many as there are cores for, on
-        a GPU one. No number depends on it.
+        Trainings, or evaluations, at work at a time, each with its threads; 0: as many as there are cores for, on a
+        GPU one. No accuracy depends on it; memory does.
     carrier
         How sites are reached.
     also
@@ -171,7 +171,13 @@ def deal(tasks: Mapping[str, Task], config: FederationConfig, seed: int) -> dict
 
 
 def prepare(config: RunConfig, out: Path, roots: Roots, display: Display, *, jobs: int = 1) -> Run:
-    """Read, deal, measure and build, for `jobs` sites at a time; ConfigError or DataError for what cannot work."""
+    """Read, deal, measure and build, for `jobs` trainings at a time (0: what this machine has room for).
+
+    Raises
+    ------
+    ConfigError, DataError
+        For whatever cannot work.
+    """
     f = config.federation
     kind = find_method(f.method)
     parse_options(kind, f.options)
@@ -184,15 +190,16 @@ def prepare(config: RunConfig, out: Path, roots: Roots, display: Display, *, job
         if task.skipped:
             display.say(f"task '{name}': {task.left_out}")
     shares = deal(tasks, f, config.machine.seed)
-    if not jobs:
-        of_a_round = max(1, round(f.participation * f.clients)) if issubclass(kind, Method) else len(tasks)
-        jobs = room(config.machine, of_a_round)
-    machine = decide(config, roots.models, jobs=jobs)  # measures, so it comes after all that can be wrong
+    pairs = sum(map(len, shares.values()))
+    at_once = round(f.participation * pairs) if issubclass(kind, Method) else pairs  # trainings that do not wait
+    fitting = room(config.machine, at_once)
+    machine = decide(config, roots.models, jobs=fitting)  # measures, so it comes after all that can be wrong
     config = dataclasses.replace(config, machine=machine)
     device = prepare_machine(machine)
+    jobs = min(jobs, max(1, at_once)) or fitting
     trainer = build_trainer(config, roots.models, device, machine.precision, jobs=jobs)
     threads = counted(machine.threads, "thread")
-    beside = f", {jobs} sites at a time" if jobs > 1 else ""
+    beside = f", {jobs} trainings at a time" if jobs > 1 else ""
     display.say(f"computing on {device} in {machine.precision}, {threads}{beside}")
     model = trainer.model
     facts = [config.digest(), method_source(f.method), model.fingerprint, *(task.digest for task in tasks.values())]

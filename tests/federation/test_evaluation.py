@@ -34,6 +34,17 @@ def geometry(name: str, tasks: tuple[str, ...], codecs: Codecs | None = None):
     return evaluator.on_the_way(state, 0), method.server_weights(state)
 
 
+def test_clients_are_alike_only_if_their_tasks_are() -> None:
+    problem = tiny_problem({"a": 2, "b+c": 2, "a+b": 2, "c": 2}, dim=4, features=4)
+    method = build("fedavg", problem)
+    clients = {"north": ("a", "b+c"), "south": ("a+b", "c")}
+    names = {"a": 0.1, "b+c": 0.2, "a+b": 0.3, "c": 0.4}
+    splits = {t: SimpleNamespace(test=SimpleNamespace(labels=[0], accuracy=a)) for t, a in names.items()}
+    trainer = SimpleNamespace(crew=None, accuracy=lambda weights, split, some: split.accuracy)
+    found = Evaluator(method, trainer, splits, clients, lambda _: {}, 0, Codecs()).on_the_way(method.start(), 0)
+    assert found.delivered == names
+
+
 def test_similarity_is_the_mean_of_eq_5_over_pairs() -> None:
     found, server = geometry("per_task_fedavg", ("a", "b", "c"))
     rows = [server[task].vector.tolist() for task in PROBLEM.tasks]

@@ -102,6 +102,28 @@ def test_the_state_does_not_depend_on_the_order_of_arrival() -> None:
         assert same(play(federation(transport=Shuffled(inner)))[0].state, plain.state)
 
 
+def test_what_is_under_way_ends_with_the_round_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+
+    class Working(InProcess):
+        def exchange(self, payloads):
+            try:
+                yield from super().exchange(payloads)
+            finally:
+                ended.append(True)
+
+    class BrokenRound:
+        def add(self, *_: object) -> None:
+            raise RuntimeError("a bug in somebody's method")
+
+    broken = federation(transport=Working({name: FakeSite(name) for name in CLIENTS}))
+    monkeypatch.setattr(broken.method, "begin_round", lambda state: BrokenRound())
+    with pytest.raises(RuntimeError, match="a bug") as kept:
+        play(broken)
+    assert ended == [True], "at once, though the error and its frames are kept"
+    assert kept.value is not None
+
+
 def test_going_on_from_any_round_gives_the_same_end() -> None:
     end, _, saved = play(federation(rounds=4))
     for reached in saved:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,9 @@ def test_the_clock_counts_what_all_do(tiny_vit: Path) -> None:
     list(side_by_side(trainer, [training(0), training(1, 3)]))
     assert trainer.clock.train_images == 9 * 8
     assert trainer.clock.train_s > 0
+    trainer.clock.train_s, began = 0.0, time.perf_counter()
+    list(side_by_side(trainer, [training(0, 40)] * 3))
+    assert trainer.clock.train_s <= time.perf_counter() - began, "not thrice the time that went by"
 
 
 def test_an_error_comes_in_its_turn_and_ends_the_others(tiny_vit: Path) -> None:

@@ -51,8 +51,8 @@ class RunArguments:
     json: bool = False
     """Print result.json alone on stdout, nothing on stderr but errors."""
     jobs: int = 0
-    """Sites at work at a time, each with --threads threads (1 by default); 0: one a core on a CPU, one on a GPU. The
-    result does not depend on it."""
+    """Trainings (of matu simulate: sites) at work at a time, each with --threads threads; 0: one a core on a CPU,
+    one on a GPU. The result does not depend on it; fewer need less memory."""
     report: bool = True
     """Leave report.html in the run folder."""
     sinks: tuple[SinkName, ...] = ()

@@ -175,6 +175,7 @@ class Agent:
             config = dataclasses.replace(followed.config, machine=machine)
             followed = Plan(config)
             device = prepare_machine(machine)
+            jobs = min(jobs, room(machine, len(tasks)))
             trainer = build_trainer(config, self.roots.models, device, machine.precision, jobs=jobs)
             model, kind = trainer.model, find_method(config.federation.method)
             if not issubclass(kind, Method):

@@ -112,7 +112,7 @@ class Evaluator:
         self._known.clear()
         server = self.method.server_weights(state) or {}
         alike: dict[str, list[float]] = {}
-        kinds = {name: name if self.method.personal else "+".join(tasks) for name, tasks in self.clients.items()}
+        kinds = {name: name if self.method.personal else "\0".join(tasks) for name, tasks in self.clients.items()}
 
         def delivered() -> Iterator[tuple[str, Mapping[str, Weights]]]:
             for name, kind in kinds.items():

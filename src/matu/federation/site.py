@@ -31,7 +31,7 @@ class Site:
     tasks
         The tasks themselves, by name.
     trainer
-        Trains; sites in one process share it, one at a time.
+        Trains, if `answer` is not given another; sites in one process share it.
     method
         What is trained and sent.
     method_name

@@ -183,7 +183,10 @@ class Method(ABC):
 
     @abstractmethod
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
-        """A client's round: train every task from its downlink; what is sent up, and what is kept there."""
+        """A client's round: train every task from its downlink; what is sent up, and what is kept there.
+
+        Sites are asked at the same time, in threads or other processes: nothing may be kept on `self`.
+        """
 
     @abstractmethod
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:

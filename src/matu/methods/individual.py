@@ -45,7 +45,7 @@ class Alone:
     plateau_epochs
         Epochs to those weights.
     seconds
-        Both trainings and their evaluation.
+        Both trainings and their evaluation, by the clock, over the number of tasks at work at a time.
     """
 
     budget: float
@@ -110,13 +110,14 @@ def individual(
         By task; None where training left the finite numbers.
     """
     model, how = training_facts(trainer, config)
+    beside = min(len(trainer.crew.models), len(tasks)) if trainer.crew else 1
 
     def work() -> Iterator[Callable[[Trainer], Alone | TrainingError]]:
         for number, (name, task) in enumerate(tasks.items(), 1):
             tell(f"individual reference: {name} ({number}/{len(tasks)})")
             steps = budget_steps(config, len(task.train.labels), holders[name])
             facts = (FORMAT, name, task.digest, *model, steps, PATIENCE, MOST_EPOCHS, *how)
-            yield partial(_known_or_trained, task, steps, config.machine.seed, cache / "individual", facts)
+            yield partial(_known_or_trained, task, steps, config.machine.seed, beside, cache / "individual", facts)
 
     found: dict[str, Alone | None] = {}
     for name, one in zip(tasks, side_by_side(trainer, work()), strict=True):
@@ -127,15 +128,15 @@ def individual(
 
 
 def _known_or_trained(
-    task: Task, steps: int, seed: int, cache: Path, facts: tuple[Any, ...], trainer: Trainer
+    task: Task, steps: int, seed: int, beside: int, cache: Path, facts: tuple[Any, ...], trainer: Trainer
 ) -> Alone | TrainingError:
     try:
-        return Alone(**remembered(cache, facts, lambda: asdict(_fine_tune(trainer, task, seed, steps))))
+        return Alone(**remembered(cache, facts, lambda: asdict(_fine_tune(trainer, task, seed, steps, beside))))
     except TrainingError as error:
         return error
 
 
-def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int) -> Alone:
+def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int, beside: int) -> Alone:
     began = time.perf_counter()
     samples = len(task.train.labels)
     per_epoch = -(-samples // min(trainer.config.batch_size, samples))
@@ -145,7 +146,8 @@ def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int) -> Alone:
     budget = trainer.accuracy(weights, task.test)
     best, epochs = _to_plateau(trainer, task, start, stream(seed, "plateau", task.name))
     plateau = trainer.accuracy(best, task.test)
-    return Alone(budget, round(steps / per_epoch), plateau, epochs, round(time.perf_counter() - began, 2))
+    seconds = round((time.perf_counter() - began) / beside, 2)
+    return Alone(budget, round(steps / per_epoch), plateau, epochs, seconds)
 
 
 def _to_plateau(trainer: Trainer, task: Task, start: Weights, draw: np.random.Generator) -> tuple[Weights, int]:

@@ -25,7 +25,11 @@ LONG_S = 4.0
 TOGETHER = 4
 """Fine-tunings at once that are tried: more gained little where it was measured, and need that much more memory."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h; glibc takes no mmap threshold above 32 MiB
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = (
+    -1,
+    -3,
+    -8,
+)  # of malloc.h; no mmap threshold may be above 32 MiB
 
 
 def prepare_machine(config: MachineConfig, *, trains: bool = True) -> torch.device:
@@ -65,6 +69,7 @@ def _keep_freed_memory() -> None:
             return
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_ARENA_MAX, cores() + 1)  # else every thread that ever trained keeps what it freed to itself
 
 
 def decide(config: RunConfig, models_root: os.PathLike[str] | None = None, *, jobs: int = 1) -> MachineConfig:
@@ -129,9 +134,10 @@ def build_trainer(
             device=device, low_precision=precision == "bfloat16",
         )  # fmt: skip
 
-    models = [built() for _ in range(jobs)]
-    for other in models[1:]:
-        other.share_frozen(models[0])
+    models = [built()]
+    for _ in range(jobs - 1):  # one after another: two sets of weights are there at most
+        models.append(built())
+        models[-1].share_frozen(models[0])
     crew = Crew(models) if jobs > 1 else None
     return Trainer(models[0], config.training, together=config.machine.together or 1, crew=crew)
 

@@ -7,6 +7,7 @@ than one. Two threads at two products are not. What a job gives does not depend 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,7 @@ def side_by_side(trainer: Trainer, jobs: Iterable[Work[T]], *, split: bool = Fal
     Parameters
     ----------
     trainer
-        Its crew's models are lent; its clock counts what is done, of seconds each job's share.
+        Its crew's models are lent; its clock counts what is done, in the end, and no more seconds than went by.
     jobs
         Called with a trainer of this objective whose model nobody else uses meanwhile.
     split
@@ -58,9 +59,11 @@ def side_by_side(trainer: Trainer, jobs: Iterable[Work[T]], *, split: bool = Fal
         with crew.lent() as model:
             return job(dataclasses.replace(given, model=model, crew=None)), given.clock
 
+    began, spent = time.perf_counter(), Clock()
+
     def taken(result: Future[tuple[T, Clock]]) -> T:
         found, clock = result.result()
-        trainer.clock.add(clock, share=1 if split else 1 / count)
+        spent.add(clock)
         return found
 
     waiting: deque[Future[tuple[T, Clock]]] = deque()
@@ -75,3 +78,5 @@ def side_by_side(trainer: Trainer, jobs: Iterable[Work[T]], *, split: bool = Fal
     finally:
         halt.now = True
         pool.shutdown(cancel_futures=True)
+        busy = spent.train_s + spent.evaluate_s
+        trainer.clock.add(spent, share=min(1.0, (time.perf_counter() - began) / max(busy, 1e-9)))
