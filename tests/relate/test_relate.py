@@ -152,6 +152,18 @@ def test_e_tran_as_released_is_another_class_score(home: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_side_by_side_it_finds_the_same(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("--to", "alone") == 0
+    monkeypatch.setattr("matu.training.machine.cores", lambda: 3)
+    assert call("--to", "beside", "--cache", str(home / "another")) == 0
+    found = [without_times(json.loads((home / to / "relatedness.json").read_text())) for to in ("alone", "beside")]
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert "left (1/3): 8 steps" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_damaged_adapter_is_trained_again(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--json") == 0
     whole = json.loads(capsys.readouterr().out)

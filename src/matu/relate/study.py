@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from matu.roots import Roots, read_tasks
 from matu.seeds import stream
 from matu.tasks import Task, resolve
 from matu.tasks.loading import stratified
-from matu.training import Trainer, TrainingError, build_trainer, decide, prepare_machine
+from matu.training import Trainer, TrainingError, build_trainer, decide, prepare_machine, room, side_by_side
 from matu.vectors import similarity
 from matu.words import counted
 
@@ -151,20 +152,24 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, tell: Tell) -> tuple[Ru
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--to {out}: cannot be made ({error.strerror})") from error
-    config = dataclasses.replace(config, machine=decide(config, roots.models))
+    jobs = room(config.machine, len(tasks))
+    config = dataclasses.replace(config, machine=decide(config, roots.models, jobs=jobs))
     device = prepare_machine(config.machine)
-    return config, build_trainer(config, roots.models, device, config.machine.precision), tasks
+    return config, build_trainer(config, roots.models, device, config.machine.precision, jobs=jobs), tasks
 
 
 def _adapters(
     trainer: Trainer, tasks: Sequence[Task], config: RunConfig, study: Study, cache: Path, tell: Tell
 ) -> list[FineTuned]:
-    adapters = []
-    for number, task in enumerate(tasks, 1):
+    def tuned(task: Task, lent: Trainer) -> FineTuned:
         try:
-            one = fine_tuned(trainer, task, config, study.steps, cache)
+            return fine_tuned(lent, task, config, study.steps, cache)
         except TrainingError as error:
             raise TrainingError(f"{task.name}: {error}") from error
+
+    adapters = []
+    found = side_by_side(trainer, [partial(tuned, task) for task in tasks])
+    for number, (task, one) in enumerate(zip(tasks, found, strict=True), 1):
         about = f"loss {one.loss:.3f}, test accuracy {100 * one.accuracy:.1f} %, {one.seconds:.0f} s"
         tell(f"{task.name} ({number}/{len(tasks)}): {counted(study.steps, 'step')}, {about}")
         adapters.append(one)
@@ -188,7 +193,7 @@ def _measure(
     matrices = {"sign": similarity(vectors).numpy(), "cosine": cosine(vectors)}
     looked_at = [stratified(task.train.labels, study.images) for task in tasks]
     labels = [task.train.labels[rows] for task, rows in zip(tasks, looked_at, strict=True)]
-    frozen = _features(trainer, torch.zeros(trainer.model.dim), tasks, looked_at)
+    frozen = _features(torch.zeros(trainer.model.dim), tasks, looked_at, trainer)
     done("features")
     fishers = []
     for task, own, y in zip(tasks, frozen, labels, strict=True):
@@ -197,8 +202,9 @@ def _measure(
     matrices["fim"] = cosine(torch.stack(fishers))
     done("fim")
     parts = {"energy": np.zeros((len(tasks), len(tasks))), "class_score": np.zeros((len(tasks), len(tasks)))}
-    for source, adapter in enumerate(adapters):
-        for target, own in enumerate(_features(trainer, adapter.weights.vector, tasks, looked_at)):
+    of_each = [partial(_features, adapter.weights.vector, tasks, looked_at) for adapter in adapters]
+    for source, features in enumerate(side_by_side(trainer, of_each)):
+        for target, own in enumerate(features):
             parts["energy"][source, target] = energy(own)
             score = class_score(own, labels[target], as_released=study.e_tran_as_released)
             parts["class_score"][source, target] = score
@@ -210,7 +216,7 @@ def _measure(
 
 
 def _features(
-    trainer: Trainer, vector: torch.Tensor, tasks: Sequence[Task], rows: Sequence[np.ndarray]
+    vector: torch.Tensor, tasks: Sequence[Task], rows: Sequence[np.ndarray], trainer: Trainer
 ) -> list[np.ndarray]:
     """Features of some training images of every task, float32 [n, features], with one adapter."""
     trainer.model.load(vector)
