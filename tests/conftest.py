@@ -6,6 +6,7 @@
 import faulthandler
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import settings
 EXIT_S = 120
 """Seconds that Python may take to end after the tests; then every thread's stack is printed, and it is ended."""
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 torch.set_num_threads(1)  # of tensors this small a second thread only waits, for very long where cores are shared
 os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
 
