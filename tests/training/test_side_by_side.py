@@ -13,16 +13,18 @@ import torch
 
 from matu.config import MachineConfig, ModelConfig, RunConfig, TasksConfig, TrainingConfig
 from matu.training import Clock, Objective, Trainer, TrainingError, Weights, build_trainer, room, side_by_side
-from matu.training.trainer import Halt, HaltedError
+from matu.training.crew import Halt, HaltedError
 from world import SIZE, tiny_task
 
 TASK = tiny_task("left")
 
 
-def crew(vit: Path, jobs: int = 3, precision: str = "float32", **model: object) -> Trainer:
+def crew(
+    vit: Path, jobs: int = 3, precision: str = "float32", targets: tuple[str, ...] = ("query", "key", "value")
+) -> Trainer:
     config = RunConfig(
         tasks=TasksConfig(image_size=SIZE), training=TrainingConfig(batch_size=8),
-        model=ModelConfig(backbone=str(vit), rank=4, **model),  # type: ignore[arg-type]
+        model=ModelConfig(backbone=str(vit), rank=4, targets=targets),
     )  # fmt: skip
     return build_trainer(config, None, torch.device("cpu"), precision, jobs=jobs)
 

@@ -1,9 +1,10 @@
 """Training and evaluation on one machine."""
 
+from matu.training.crew import Clock
 from matu.training.machine import build_trainer, decide, prepare_machine, room
 from matu.training.side_by_side import side_by_side
 from matu.training.stacked import Job, train_together
-from matu.training.trainer import Clock, Objective, Trainer, TrainingError, Weights
+from matu.training.trainer import Objective, Trainer, TrainingError, Weights
 
 __all__ = [
     "Clock", "Job", "Objective", "Trainer", "TrainingError", "Weights", "build_trainer", "decide", "prepare_machine",

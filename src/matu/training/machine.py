@@ -17,19 +17,17 @@ from matu.config import MachineConfig, RunConfig
 from matu.errors import ConfigError
 from matu.models import AdaptedModel, load_backbone
 from matu.tasks import Split
+from matu.training.crew import Crew
 from matu.training.stacked import Job, train_together
-from matu.training.trainer import Crew, Trainer, Weights
+from matu.training.trainer import Trainer, Weights
 
 LONG_S = 4.0
 """Seconds after which no further burst is timed."""
 TOGETHER = 4
 """Fine-tunings at once that are tried: more gained little where it was measured, and need that much more memory."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = (
-    -1,
-    -3,
-    -8,
-)  # of malloc.h; no mmap threshold may be above 32 MiB
+# of malloc.h; no mmap threshold may be above 32 MiB
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def prepare_machine(config: MachineConfig, *, trains: bool = True) -> torch.device:

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import torch
 
-from matu.training.trainer import Clock, Halt, Trainer
+from matu.training.crew import Clock, Halt
+from matu.training.trainer import Trainer
 
 T = TypeVar("T")
 Work = Callable[[Trainer], T]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,14 +15,11 @@ from matu.config import TrainingConfig
 from matu.errors import MatuError
 from matu.models import AdaptedModel
 from matu.tasks import Split
+from matu.training.crew import Clock, Crew, Halt
 
 
 class TrainingError(MatuError):
     """Training left the finite numbers."""
-
-
-class HaltedError(BaseException):
-    """Nobody waits any longer for what was being trained."""
 
 
 class Weights(NamedTuple):
@@ -64,63 +59,6 @@ class Objective:
     linearised: bool = False
     trained: Tensor | None = None
     balanced: bool = False
-
-
-@dataclass
-class Clock:
-    """What training and evaluation cost so far."""
-
-    train_images: int = 0
-    train_s: float = 0.0
-    evaluate_images: int = 0
-    evaluate_s: float = 0.0
-
-    def add(self, other: Clock, *, share: float = 1.0) -> None:
-        """Count what another counted, and a share of its seconds, where others worked in the same ones."""
-        self.train_images += other.train_images
-        self.train_s += share * other.train_s
-        self.evaluate_images += other.evaluate_images
-        self.evaluate_s += share * other.evaluate_s
-
-
-@dataclass
-class Halt:
-    """Whether what is under way is to end, because nobody waits for it any longer, or for what it is part of."""
-
-    above: Halt | None = None
-    now: bool = False
-
-    def check(self) -> None:
-        """Raise `HaltedError` if so."""
-        if self.now:
-            raise HaltedError
-        if self.above is not None:
-            self.above.check()
-
-
-class Crew:
-    """Models of the same adapted backbone for work at the same time (`side_by_side`).
-
-    Parameters
-    ----------
-    models
-        Each is lent to one piece of work at a time.
-    """
-
-    def __init__(self, models: Sequence[AdaptedModel]) -> None:
-        self.models = tuple(models)
-        self._free: queue.SimpleQueue[AdaptedModel] = queue.SimpleQueue()
-        for model in models:
-            self._free.put(model)
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[AdaptedModel]:
-        """A model, once one is free."""
-        model = self._free.get()
-        try:
-            yield model
-        finally:
-            self._free.put(model)
 
 
 @dataclass
