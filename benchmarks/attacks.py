@@ -20,7 +20,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,7 @@ from matu.roots import Roots, read_tasks
 from matu.simulate import deal, simulate
 from matu.tasks import Split
 from matu.tasks.cache import default_cache_dir
-from matu.training import Weights, build_trainer
-from matu.vectors import Unified
+from matu.training import Trainer, Weights, build_trainer
 from matu.wire import Envelope
 from matu.wire.header import write_header
 from matu.wire.message import CHECKSUM_BYTES
@@ -90,7 +89,7 @@ class Hostile(Site):
 
     attack, target = "none", ""
 
-    def __call__(self, request: bytes) -> bytes:
+    def answer(self, request: bytes, trainer: Trainer) -> bytes:
         honest, tasks = self.method, self.tasks
         if self.attack == "backdoor" and self.target in self.indices:
             task, half = tasks[self.target], self.indices[self.target][::2]
@@ -99,7 +98,7 @@ class Hostile(Site):
             self.tasks = dict(tasks) | {self.target: dataclasses.replace(task, train=Split(images, labels))}
         self.method = _Changed(honest, ATTACKS[self.attack])  # type: ignore[assignment]
         try:
-            reply = super().__call__(request)
+            reply = super().answer(request, trainer)
         finally:
             self.method, self.tasks = honest, tasks
         return with_samples(reply, (1 << 32) - 1) if self.attack == "samples" else reply
@@ -123,10 +122,10 @@ class _Changed:
         return getattr(self._method, name)
 
     def local_update(self, local: Local, tensors: dict[str, Tensor]) -> Any:
-        def train(task: str, start: Weights) -> Weights:
-            return self._change(start, local.train(task, start))
+        def train(starts: Mapping[str, Weights]) -> dict[str, Weights]:
+            return {task: self._change(starts[task], end) for task, end in local.train(starts).items()}
 
-        return self._method.local_update(dataclasses.replace(local, train=train, together=None), tensors)
+        return self._method.local_update(dataclasses.replace(local, train=train), tensors)
 
 
 def one(attack: str, bounds: DefenceConfig, method: str, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -156,11 +155,9 @@ def one(attack: str, bounds: DefenceConfig, method: str, asked: argparse.Namespa
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             result = simulate(config, out, roots, Display(quiet=True))
-            tensors, _ = load_artifact(out / "artifact")
+            weights = load_artifact(out / "artifact").weights(target)
     finally:
         simulation.Site = kept  # type: ignore[misc]
-    unified = Unified(tensors["vector"], tensors["masks"], tensors["rescalers"])
-    weights = Weights(unified.modulate(list(tasks).index(target)), tensors[f"head/{target}"])
     others = np.flatnonzero(tasks[target].test.labels != 0)
     marked = Split(with_corner(tasks[target].test.images[others]), np.zeros(len(others), np.int64))
     trainer = build_trainer(config, None, torch.device("cpu"), asked.precision)

@@ -89,8 +89,11 @@ class Changes:
         )  # fmt: skip
         return encode(update, self.method.uplink_parts(asked.tasks), tensors, self.codecs, held=held)
 
-    def _change(self, task: str, start: Weights) -> Weights:
-        return Weights(*(part + 1e-3 * torch.randn(part.shape, generator=self.draw) for part in start))
+    def _change(self, starts: Mapping[str, Weights]) -> dict[str, Weights]:
+        return {
+            task: Weights(*(part + 1e-3 * torch.randn(part.shape, generator=self.draw) for part in start))
+            for task, start in starts.items()
+        }
 
 
 def measure(point: Point) -> dict[str, float]:

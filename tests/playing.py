@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,11 @@ def random_ends(problem: Problem, tasks: Sequence[str], seed: int) -> dict[str, 
     }
 
 
+def one_by_one(train: Callable[[str, Weights], Weights]) -> Callable[[Mapping[str, Weights]], dict[str, Weights]]:
+    """A training of one task as `Local.train`."""
+    return lambda starts: {task: train(task, start) for task, start in starts.items()}
+
+
 @dataclass
 class Player:
     """A site; `starts` tells where its last trainings began."""
@@ -63,7 +68,8 @@ class Player:
             return ends[task]
 
         sent = method.downlink(state, self.name, self.tasks)
-        tensors, self.memory = method.local_update(Local(self.tasks, self.samples, self.memory, train), sent)
+        local = Local(self.tasks, self.samples, self.memory, one_by_one(train))
+        tensors, self.memory = method.local_update(local, sent)
         return tensors
 
     def gets(self, method: Method, state: State) -> dict[str, Weights]:

@@ -1,4 +1,4 @@
-"""The benchmarks of serving and of the paper's full size, tried out on toy models."""
+"""The benchmarks of serving, of attacks and of the paper's full size, tried out on toy models."""
 
 import importlib
 import json
@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from matu.errors import ConfigError
+from matu.federation.site import SideBySide, Site
 from matu.tasks.paper import EIGHT, PAPER
+from matu.training import Weights
+from matu.wire import Envelope
+from world import ask, tiny_site
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -111,3 +115,33 @@ def test_adapters_that_differ_are_told_before_anything_is_timed(
     monkeypatch.setattr(serving, "fill", lambda *_: None)
     with pytest.raises(AssertionError, match="logits differ"):
         record_of("serving", "--backbones vit-toy --image-size 16 --tasks 9 --batch 9", tmp_path / "r", monkeypatch)
+
+
+@pytest.mark.parametrize("attack", ["none", "sign_flip", "times_1000", "huge", "samples", "backdoor"])
+def test_a_hostile_site_sends_what_its_attack_says(tiny_vit: Path, attack: str) -> None:
+    attacks = importlib.import_module("attacks")
+    honest, hostile = tiny_site(tiny_vit), tiny_site(tiny_vit, attacks.Hostile)
+    hostile.attack, hostile.target = attack, "left"
+    own = hostile.tasks
+    learnt, sent = (update(site) for site in (honest, hostile))
+    moved = learnt["left"].vector
+    assert hostile.tasks is own  # for the next round
+    if attack == "none":
+        assert torch.equal(sent["left"].vector, moved)
+    elif attack == "huge":
+        assert sent["left"].vector.max() > 1e3 > moved.max()
+    elif attack == "backdoor":
+        assert not torch.equal(sent["left"].vector, moved)
+    else:
+        factor = {"sign_flip": -10.0, "times_1000": 1000.0, "samples": -1.0}[attack]
+        assert torch.allclose(sent["left"].vector, factor * moved, rtol=1e-3, atol=1e-6 * abs(factor))
+
+
+def update(site: Site) -> dict[str, Weights]:
+    """What a site that is the only one sends, as its server reads it."""
+    ((_, reply),) = SideBySide({"north": site}, site.trainer).exchange({"north": ask(site)})
+    assert isinstance(reply, bytes)
+    header, method = Envelope(reply).header, site.method
+    assert (header.samples == (2**32 - 1,) * 2) == (getattr(site, "attack", "") == "samples")
+    tensors = Envelope(reply).tensors(method.uplink_parts(header.tasks), method.downlink({}, "north", header.tasks))
+    return method.reported(header.tasks, tensors)

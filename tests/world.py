@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
-from matu.config import TrainingConfig
+from matu.config import RunConfig, TrainingConfig
+from matu.federation.site import Site
 from matu.methods import Problem
+from matu.methods.matu import Matu
 from matu.models import AdaptedModel, load_backbone
-from matu.tasks import Split, Task
+from matu.tasks import Split, Task, class_list
 from matu.training import Trainer
 from matu.vectors import Layout
+from matu.wire import Codecs, Header, encode
 
 SIZE = 8
 
@@ -43,6 +47,26 @@ def tiny_trainer(folder: Path, *, low_precision: bool = False, rank: int = 4, **
 def tiny_problem(classes: Mapping[str, int], dim: int, features: int) -> Problem:
     """The sizes of a problem whose adapter is one parameter of `dim` numbers."""
     return Problem(classes, Layout(("adapter",), ((dim,),)), features)
+
+
+def tiny_site(folder: Path, kind: type[Site] = Site) -> Site:
+    """A site of two tasks that plays `matu`."""
+    trainer, tasks = tiny_trainer(folder), {name: tiny_task(name) for name in ("left", "right")}
+    problem = Problem({"left": 3, "right": 3}, trainer.model.layout, trainer.model.backbone.features)
+    indices = {"left": np.arange(0, 60, 2), "right": np.arange(10)}
+    return kind("north", indices, tasks, trainer, Matu(problem, RunConfig()), "matu", "ab" * 16, seed=0)
+
+
+def ask(site: Site, /, **changes: object) -> bytes:
+    """A message of the first round to the tiny site; `changes` are of its header."""
+    tasks: Any = changes.get("tasks", tuple(site.tasks))
+    fields: dict[str, Any] = {
+        "method": "matu", "run": site.run, "kind": "train", "round": 1, "site": "north", "tasks": tasks,
+        "fingerprint": site.trainer.model.fingerprint,
+        "class_lists": tuple(class_list(site.tasks[t].classes) for t in tasks),
+    } | changes  # fmt: skip
+    method = site.method
+    return encode(Header(**fields), method.downlink_parts(tasks), method.downlink({}, "north", tasks), Codecs())
 
 
 def images_of(label: int, count: int, seed: int) -> np.ndarray:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from matu.config import RunConfig, WireConfig
 from matu.errors import ConfigError
@@ -71,19 +73,20 @@ def _forecast(
     wire: WireConfig,
 ) -> Forecast:
     draw = torch.Generator().manual_seed(0)
+
+    def moved(part: Tensor, length: float) -> Tensor:
+        size = float(part.square().mean().sqrt()) or 1.0
+        return part + length * size * torch.randn(part.shape, generator=draw)
+
+    def train(starts: Mapping[str, Weights], *, length: float) -> dict[str, Weights]:
+        return {task: Weights(*(moved(part, length) for part in start)) for task, start in starts.items()}
+
     up, down = codecs_of(wire)
     state, memories = method.start(), dict[str, State]()
     sums = {direction: dict.fromkeys(SHARES, 0) for direction in ("up", "down")}
     for number, length in ((1, 1.0), (2, CHANGE)):
         gathering = method.begin_round(state)
         for site, samples in clients.items():
-
-            def train(task: str, start: Weights, length: float = length) -> Weights:
-                sizes = [float(part.square().mean().sqrt()) or 1.0 for part in start]
-                return Weights(
-                    *(p + length * s * torch.randn(p.shape, generator=draw) for p, s in zip(start, sizes, strict=True))
-                )
-
             tasks = tuple(samples)
             request = Header(
                 "train", "0" * 32, number, name, site, "0" * 64, tasks,
@@ -91,9 +94,8 @@ def _forecast(
             )  # fmt: skip
             payload = encode(request, method.downlink_parts(tasks), method.downlink(state, site, tasks), down)
             opened = Envelope(payload).tensors(method.downlink_parts(tasks))
-            tensors, memories[site] = method.local_update(
-                Local(tasks, samples, memories.get(site, {}), train), opened
-            )  # fmt: skip
+            local = Local(tasks, samples, memories.get(site, {}), partial(train, length=length))
+            tensors, memories[site] = method.local_update(local, opened)
             gathering.add(site, tasks, tuple(samples.values()), tensors)
             if number == 1:
                 continue

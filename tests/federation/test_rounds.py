@@ -14,6 +14,7 @@ from matu.methods import Local
 from matu.methods.matu import Matu
 from matu.training import Weights
 from matu.wire import Codecs, Envelope, Header, Kind, arrived, encode
+from playing import one_by_one
 from world import tiny_problem
 
 RUN, PRINT = "ab" * 16, "cd" * 32
@@ -39,7 +40,7 @@ class FakeSite:
                 start.head + torch.randn(start.head.shape, generator=draw),
             )
 
-        local = Local(message.tasks, dict.fromkeys(message.tasks, 10), {}, train)
+        local = Local(message.tasks, dict.fromkeys(message.tasks, 10), {}, one_by_one(train))
         tensors, _ = METHOD.local_update(local, opened)
         fields = {
             "method": "matu", "run": RUN, "kind": "update", "round": message.round, "site": self.name,

@@ -1,37 +1,17 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from matu.config import RunConfig
 from matu.errors import DataError
 from matu.federation.site import Site
-from matu.methods import Problem
-from matu.methods.matu import Matu
 from matu.tasks import class_list
-from matu.wire import Codecs, Envelope, Header, encode
-from world import tiny_task, tiny_trainer
-
-RUN = "ab" * 16
+from matu.wire import Envelope
+from world import ask, tiny_site
 
 
 @pytest.fixture(scope="module")
 def site(tiny_vit: Path) -> Site:
-    trainer, tasks = tiny_trainer(tiny_vit), {name: tiny_task(name) for name in ("left", "right")}
-    problem = Problem({"left": 3, "right": 3}, trainer.model.layout, trainer.model.backbone.features)
-    indices = {"left": np.arange(0, 60, 2), "right": np.arange(10)}
-    return Site("north", indices, tasks, trainer, Matu(problem, RunConfig()), "matu", RUN, seed=0)
-
-
-def ask(site: Site, /, **changes: object) -> bytes:
-    tasks = changes.get("tasks", ("left", "right"))
-    fields = {
-        "method": "matu", "run": RUN, "kind": "train", "round": 1, "site": "north", "tasks": tasks,
-        "fingerprint": site.trainer.model.fingerprint,
-        "class_lists": tuple(class_list(site.tasks[t].classes) for t in tasks),
-    } | changes  # fmt: skip
-    method = site.method
-    return encode(Header(**fields), method.downlink_parts(tasks), method.downlink({}, "north", tasks), Codecs())
+    return tiny_site(tiny_vit)
 
 
 def test_a_site_answers_with_its_update(site: Site) -> None:

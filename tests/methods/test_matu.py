@@ -7,6 +7,7 @@ from matu.config import MatuConfig, RunConfig
 from matu.methods import Local
 from matu.methods.matu import Matu
 from matu.training import Weights
+from playing import one_by_one
 from world import tiny_problem
 
 PROBLEM = tiny_problem({"a": 2, "b": 3, "c": 2}, dim=11, features=4)
@@ -50,7 +51,8 @@ def test_a_client_with_one_task_gets_the_servers_vector_to_the_bit_and_sends_no_
 
 def update(m: Matu, state, tasks, train):
     """What a client sends that trains from its downlink."""
-    return m.local_update(Local(tasks, dict.fromkeys(tasks, 1), {}, train), m.downlink(state, "north", tasks))[0]
+    local = Local(tasks, dict.fromkeys(tasks, 1), {}, one_by_one(train))
+    return m.local_update(local, m.downlink(state, "north", tasks))[0]
 
 
 def play(m: Matu, state, updates):

@@ -80,7 +80,7 @@ class Site:
         trainer, clock = replace(trainer, clock=Clock()), trainer.clock
         config = trainer.config
 
-        def together(starts: Mapping[str, Weights]) -> dict[str, Weights]:
+        def train(starts: Mapping[str, Weights]) -> dict[str, Weights]:
             jobs = [
                 Job(
                     start, self.tasks[task].train, self.indices[task],
@@ -93,7 +93,7 @@ class Site:
             return {task: trained for task, (trained, _) in zip(starts, found, strict=True)}
 
         samples = {task: len(self.indices[task]) for task in received.tasks}
-        local = Local(received.tasks, samples, self.memory, lambda task, start: together({task: start})[task], together)
+        local = Local(received.tasks, samples, self.memory, train)
         tensors, memory = self.method.local_update(local, opened)
         metrics = {"loss": sum(losses) / len(losses), "images": trainer.clock.train_images}
         clock.add(trainer.clock)

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -86,36 +86,39 @@ class Local:
     memory
         What the method kept at this site after its last round; empty before the first.
     train
-        Fine-tunes one of its tasks from some weights.
-    together
-        The same of several tasks at once; None: the site trains one after another.
+        Fine-tunes tasks that do not wait for each other, each from its weights: from starts to ends, by task.
     """
 
     tasks: tuple[str, ...]
     samples: Mapping[str, int]
     memory: State
-    train: Callable[[str, Weights], Weights]
-    together: Callable[[Mapping[str, Weights]], dict[str, Weights]] | None = None
-
-    def train_all(self, starts: Mapping[str, Weights]) -> dict[str, Weights]:
-        """Fine-tune tasks that do not wait for each other, by name, in the way that is faster here."""
-        if self.together is not None:
-            return self.together(starts)
-        return {task: self.train(task, start) for task, start in starts.items()}
+    train: Callable[[Mapping[str, Weights]], dict[str, Weights]]
 
 
-class Round(Protocol):
+class Round(ABC):
     """A round at the server: updates are folded in as they arrive, in any order.
 
     Tensors have the names, types and shapes of `Method.uplink_parts`, and finite numbers.
+
+    Attributes
+    ----------
+    method
+        Whose round it is.
     """
 
+    method: Method
+
     def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        """Fold in one site's update; on bad content raise, and change nothing."""
+        """Fold in one site's update, task by task as `Method.reported` reads it."""
+        reported = self.method.reported(tasks, tensors)
+        for task, count in zip(tasks, samples, strict=True):
+            self.add_weights(site, task, count, reported[task])
 
+    @abstractmethod
     def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
-        """Fold in one task of a site as `Method.reported` gives it: what `add` does, for those who look inside."""
+        """Fold in one task of a site as `Method.reported` gives it."""
 
+    @abstractmethod
     def finish(self) -> State:
         """The state after the round; the very state before it if nobody answered."""
 

@@ -64,7 +64,7 @@ class FedAvg(Method):
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
         sent: dict[str, Tensor] = {}
-        for task, trained in local.train_all(starts).items():
+        for task, trained in local.train(starts).items():
             sent |= {f"adapter/{task}": self.narrow(trained.vector), f"head/{task}": trained.head}
         return sent, {}
 
@@ -86,16 +86,13 @@ class FedAvg(Method):
         return 32 * (len(tasks) * self.shared_dim + self.problem.head_numbers(tasks))
 
 
-class FedAvgRound:
+class FedAvgRound(Round):
     """Sums of one round, folded in as updates arrive."""
+
+    method: FedAvg
 
     def __init__(self, method: FedAvg, state: State) -> None:
         self.method, self.state, self.means = method, state, Means()
-
-    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        reported = self.method.reported(tasks, tensors)
-        for task, count in zip(tasks, samples, strict=True):
-            self.add_weights(site, task, count, reported[task])
 
     def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
         self.means.add("adapter", weights.vector, samples)

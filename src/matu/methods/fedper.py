@@ -61,7 +61,7 @@ class FedPer(FedAvg):
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts, block = self.weights(local.tasks, tensors, local.memory), Means()
         sent, kept = {}, dict(local.memory)
-        for task, trained in local.train_all(starts).items():
+        for task, trained in local.train(starts).items():
             sent[f"adapter/{task}"] = self.narrow(trained.vector)
             kept[f"head/{task}"] = trained.head
             block.add("block", trained.vector[~self.shared], local.samples[task])

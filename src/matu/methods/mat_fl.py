@@ -11,7 +11,7 @@ kept         at the server: an adapter and a head per (client, task); at clients
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
-from matu.methods.base import State
+from matu.methods.base import Round, State
 from matu.methods.per_task_fedavg import PerTaskFedAvg
 from matu.training import Weights
 
@@ -59,16 +59,14 @@ class MatFl(PerTaskFedAvg):
         return None
 
 
-class MatFlRound:
+class MatFlRound(Round):
     """The round's updates; grouping needs them all at once."""
+
+    method: MatFl
 
     def __init__(self, method: MatFl, state: State) -> None:
         self.method, self.state = method, state
         self.received: dict[tuple[str, str], Weights] = {}
-
-    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        for task, count in zip(tasks, samples, strict=True):
-            self.add_weights(site, task, count, Weights(tensors[f"adapter/{task}"], tensors[f"head/{task}"]))
 
     def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
         self.received[site, task] = weights

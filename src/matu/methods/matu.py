@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from matu.config import RunConfig
-from matu.methods.base import Local, Means, Method, Problem, State, adapter_parts, head_parts
+from matu.methods.base import Local, Means, Method, Problem, Round, State, adapter_parts, head_parts
 from matu.methods.per_task_fedavg import plain
 from matu.training import Weights
 from matu.vectors import Agreement, RoundAccumulator, Unified, similarity_of_rows, transfer_rows, unify
@@ -59,7 +59,7 @@ class Matu(Method):
 
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
-        return self._pack(local.train_all(starts)), {}
+        return self._pack(local.train(starts)), {}
 
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
         return self.weights(tasks, tensors, {})
@@ -126,8 +126,10 @@ def pack(weights: Mapping[str, Weights]) -> dict[str, Tensor]:
     return tensors | {f"head/{task}": w.head for task, w in weights.items()}
 
 
-class MatuRound:
+class MatuRound(Round):
     """Sums of one round; memory O(T·d) whatever the number of clients."""
+
+    method: Matu
 
     def __init__(self, method: Matu, state: State) -> None:
         self.method, self.state, self.heads = method, state, Means()

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from matu.config import RunConfig
 from matu.errors import ConfigError
-from matu.methods.base import Local, Means, State
+from matu.methods.base import Local, Means, Round, State
 from matu.methods.per_task_fedavg import PerTaskFedAvg
 from matu.training import Objective, Weights
 from matu.vectors import ExactSum
@@ -96,7 +96,7 @@ class MatuPlus(PerTaskFedAvg):
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
         sent: dict[str, Tensor] = {}
-        for task, trained in local.train_all(starts).items():
+        for task, trained in local.train(starts).items():
             start = starts[task]
             sent |= {f"change/{task}": trained.vector - start.vector, f"head_change/{task}": trained.head - start.head}
         return sent, {}
@@ -108,17 +108,14 @@ class MatuPlus(PerTaskFedAvg):
         return MatuPlusRound(self, state)
 
 
-class MatuPlusRound:
+class MatuPlusRound(Round):
     """Sums of one round (Eq. 2 and 3), folded in as updates arrive; memory O(T·d) whatever the number of clients."""
+
+    method: MatuPlus
 
     def __init__(self, method: MatuPlus, state: State) -> None:
         self.method, self.state, self.changes = method, state, Means()
         self.heads: dict[str, RowMeans] = {}
-
-    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        reported = self.method.reported(tasks, tensors)
-        for task, count in zip(tasks, samples, strict=True):
-            self.add_weights(site, task, count, reported[task])
 
     def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
         self.changes.add(task, weights.vector, samples)

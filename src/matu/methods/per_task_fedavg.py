@@ -37,13 +37,13 @@ class PerTaskFedAvg(Method):
 
     def local_update(self, local: Local, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], State]:
         starts = self.weights(local.tasks, tensors, local.memory)
-        return plain(local.train_all(starts)), {}
+        return plain(local.train(starts)), {}
 
     def reported(self, tasks: Sequence[str], tensors: Mapping[str, Tensor]) -> dict[str, Weights]:
         return self.weights(tasks, tensors, {})
 
     def begin_round(self, state: State) -> Round:
-        return PerTaskRound(state, lambda means: means)
+        return PerTaskRound(self, state, lambda means: means)
 
     def server_weights(self, state: State) -> dict[str, Weights] | None:
         return {task: self.server(state, task) for task in self.problem.tasks}
@@ -58,23 +58,19 @@ class PerTaskFedAvg(Method):
         return Weights(state[f"adapter/{task}"], state[f"head/{task}"])
 
 
-class PerTaskRound:
+class PerTaskRound(Round):
     """Means per task of one round, folded in as updates arrive.
 
     Parameters
     ----------
-    state
-        Before the round.
+    method, state
+        Whose round it is, and the state before it.
     advance
         From the means by name (`adapter/<task>`, `head/<task>`; tasks with holders) to what changes in the state.
     """
 
-    def __init__(self, state: State, advance: Callable[[dict[str, Tensor]], State]) -> None:
-        self.state, self.advance, self.means = state, advance, Means()
-
-    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        for task, count in zip(tasks, samples, strict=True):
-            self.add_weights(site, task, count, Weights(tensors[f"adapter/{task}"], tensors[f"head/{task}"]))
+    def __init__(self, method: Method, state: State, advance: Callable[[dict[str, Tensor]], State]) -> None:
+        self.method, self.state, self.advance, self.means = method, state, advance, Means()
 
     def add_weights(self, site: str, task: str, samples: int, weights: Weights) -> None:
         self.means.add(f"adapter/{task}", weights.vector, samples)

@@ -40,7 +40,7 @@ class TaskArithmetic(FedAvg):
     Options: ClassVar[type] = Options
 
     def begin_round(self, state: State) -> PerTaskRound:
-        return PerTaskRound(state, lambda means: self._merged(state, means))
+        return PerTaskRound(self, state, lambda means: self._merged(state, means))
 
     def merge(self, changes: Tensor) -> Tensor:
         """Changes of the tasks with holders, float [T', d] -> the change of the adapter, float [d]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from matu.config import RunConfig
 from matu.errors import ConfigError
-from matu.methods.base import Problem, State
+from matu.methods.base import Problem, Round, State
 from matu.methods.matu import Matu, MatuRound
 from matu.training import Weights
 from matu.wire import MAX_RESCALER
@@ -50,10 +50,7 @@ class TrueSigns(Matu):
 class TrueSignsRound(MatuRound):
     """Sums of one round, of the vectors that updates stand for."""
 
-    def add(self, site: str, tasks: Sequence[str], samples: Sequence[int], tensors: Mapping[str, Tensor]) -> None:
-        reported = self.method.reported(tasks, tensors)
-        for task, count in zip(tasks, samples, strict=True):
-            self.add_weights(site, task, count, reported[task])
+    add = Round.add
 
 
 def share_magnitudes(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -139,7 +139,10 @@ class _Node:
         answer.content["metrics"] = MetricRecord(self.metrics)
         return answer
 
-    def _train(self, task: str, weights: Weights) -> Weights:
+    def _train(self, starts: Mapping[str, Weights]) -> dict[str, Weights]:
+        return {task: self._trained(task, weights) for task, weights in starts.items()}
+
+    def _trained(self, task: str, weights: Weights) -> Weights:
         answer = self._call(task, weights).content.array_records
         if ARRAYS not in answer:
             raise DataError(f"task '{task}': the app's train function gave no '{ARRAYS}'")
