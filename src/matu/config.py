@@ -52,6 +52,11 @@ class ModelConfig:
     """B starts uniform in ± this; 0: B = 0, the usual start. More lets A learn where features are linearised."""
 
 
+def drawn(participation: float, clients: int) -> int:
+    """How many clients a round has: the share, rounded, and at least one."""
+    return max(1, round(participation * clients))
+
+
 @dataclass(frozen=True)
 class FederationConfig:
     """Who takes part, with which data, for how long."""
@@ -76,6 +81,11 @@ class FederationConfig:
     """Groups given to clients in turn, in place of zeta_t: mnist+dtd10; a task in none goes where tasks are fewest."""
     min_samples: int = 10
     """Fewest training samples of a task at one of its holders."""
+
+    @property
+    def drawn(self) -> int:
+        """Clients of a round."""
+        return drawn(self.participation, self.clients)
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,7 @@ def _federate(
     progress.totals.evaluation_s += spent
     progress.totals.total_s += spent
     bits = [method.paper_bits(tasks) for tasks in run.clients.values()]
-    mbits = f.participation * sum(bits) / len(bits) / 1e6
+    mbits = f.drawn / f.clients * sum(bits) / len(bits) / 1e6
     result = _result(run, progress, evaluation, mbits, display)
     server = method.server_weights(progress.state)
     if server:

@@ -24,6 +24,7 @@ def compared(
         "format": 1, "name": "real8", "settings": dict(settings), "axis": axis, "methods": list(methods),
         "seeds": list(seeds), "tasks": {t: {"classes": 10, "chance": 0.1, "train": 4000, "test": 500} for t in tasks},
         "tuning": None, "target": 0.5, "baseline": "matu", "cells": [], "summary": {},
+        "diverged": [], "wire": {},
     }  # fmt: skip
     for setting, _ in settings:
         results["summary"][setting] = {m: _summary(results, setting, m, alone, random) for m in methods}
@@ -40,7 +41,8 @@ def _summary(results, setting, method, alone, random):
         steps = [] if silent else np.linspace(rounds / 10, rounds, 10).astype(int).tolist()
         end = average * random.uniform(0.98, 1.02)
         curve = [[r, end * (1 - 0.8 * float(np.exp(-r / 25))) * random.uniform(0.99, 1.01)] for r in steps]
-        results["cells"].append({"setting": setting, "method": method, "seed": seed, "curve": curve})
+        cell = {"setting": setting, "method": method, "seed": seed, "curve": curve, "precision": "float32"}
+        results["cells"].append(cell)
     spread = {"mean": average, "std": 0.012 if several else None}
     held = results["settings"][setting].get("tasks_per_client", 2)
     size = None if silent else 0.45e6 * (1 if method == "matu" else held)
@@ -146,18 +148,53 @@ def test_a_method_that_is_not_finished(few):
     few["cells"] = [c for c in few["cells"] if c["method"] != "fedavg" and (c["method"], c["seed"]) != ("matu", 2)]
     text = markdown(few)
     assert rows(text, 0)["FedAvg"][0] == rows(text, 1)["FedAvg"][0] == "not finished"
-    assert "- 8 of 12 cells are finished (seeds: MaTU 2 of 3)." in text
+    assert "- 8 of 12 cells are done (seeds: MaTU 2 of 3)." in text
     assert r"FedAvg & \multicolumn{11}{l}{not finished} \\" in latex(few)
 
 
 def test_nothing_finished(few):
     few["summary"], few["cells"] = {}, []
     assert markdown(few).count("not finished") == 8
-    assert "0 of 12 cells are finished." in latex(few)
+    assert "0 of 12 cells are done." in latex(few)
 
 
 def test_a_finished_comparison_has_no_note_of_it(few):
-    assert "cells are finished" not in markdown(few)
+    assert "cells are done" not in markdown(few)
+
+
+def test_seeds_that_diverged_are_told_and_count_as_done(few):
+    few["cells"] = [c for c in few["cells"] if (c["method"], c["seed"]) != ("matu", 2)]
+    few["diverged"] = [{"setting": "many", "method": "matu", "seed": 2}]
+    text = markdown(few)
+    assert "- Diverged, so that a mean is of the seeds that did not: MaTU seed 2." in text
+    assert "cells are done" not in text
+    del few["summary"]["many"]["fedavg"]
+    few["diverged"] = [{"setting": "many", "method": "fedavg", "seed": seed} for seed in few["seeds"]]
+    assert rows(markdown(few), 0)["FedAvg"][0] == "diverged"
+    assert r"FedAvg & \multicolumn{11}{l}{diverged} \\" in latex(few)
+
+
+def test_cells_of_different_precision_are_told(few):
+    assert "precision" not in markdown(few)
+    few["cells"][0]["precision"] = "bfloat16"
+    assert "- Computed in different precisions: bfloat16 Individual; float32 Individual, FedAvg" in markdown(few)
+
+
+def test_messages_that_are_not_exact_are_told(few):
+    assert "Messages" not in markdown(few)
+    few["wire"] = {"uplink": "3bit", "coded_masks": True}
+    assert "Test accuracy in %. Messages: uplink = 3bit, coded_masks = True.\n" in markdown(few)
+
+
+def test_a_rate_at_an_end_of_the_grid_is_told(few):
+    few["tuning"] = {
+        "setting": "many", "rounds": 20, "seed": 0, "rates": [3e-4, 1e-3, 3e-3],
+        "accuracy": {m: {"0.0003": 0.2, "0.001": 0.3, "0.003": 0.4} for m in few["methods"][1:]},
+        "chosen": {"fedavg": 3e-3, "mat_fl rounds=300": 1e-3, "matu": 3e-3},
+    }  # fmt: skip
+    assert "beyond which more may be had: the largest rate is the best of FedAvg, MaTU.\n" in markdown(few)
+    few["tuning"]["chosen"] = dict.fromkeys(few["tuning"]["chosen"], 1e-3)
+    assert "At an end" not in markdown(few)
 
 
 def test_without_individual_nothing_is_normalised(few):

@@ -38,7 +38,7 @@ def test_it_tunes_runs_and_writes_everything(tiny_vit: Path, roots: Roots, tmp_p
     assert set(results["tuning"]["accuracy"]["fedavg"]) == {"0.0001", "0.01"}
     for method, rate in results["tuning"]["chosen"].items():
         found = results["tuning"]["accuracy"][method]
-        assert found[f"{rate:g}"] == max(found.values())
+        assert found[repr(rate)] == max(found.values())
     assert {(c["setting"], c["method"]) for c in results["cells"]} == {
         (s, m) for s in ("single", "many") for m in ("individual", "fedavg", "matu")
     }
@@ -157,6 +157,11 @@ def test_cells_of_other_data_are_refused(tiny_vit: Path, roots: Roots, tmp_path:
         ({"base_changes": {"device": "cuda:77"}}, "no such GPU"),
         ({"methods": ("fedavg", "fedavg clients=500")}, "fedavg clients=500"),
         ({"settings": {"a": {"seed": 3}}}, "'seed' is shared by all"),
+        # 60 training images are enough for one client, and its 54 that are not held out are; not so for many clients
+        (
+            {"methods": ("individual", "fedavg"), "learning_rates": (1e-3, 1e-2), "base_changes": {"min_samples": 15}},
+            "54 training samples",
+        ),
     ],
 )
 def test_what_cannot_work_is_told_before_a_folder_is_made(
@@ -164,6 +169,12 @@ def test_what_cannot_work_is_told_before_a_folder_is_made(
 ) -> None:
     with pytest.raises((ConfigError, DataError), match=said):
         compare(tiny(tiny_vit, **changes), bench(tmp_path / "out", roots))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_of_jobs_below_zero_is_refused(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="jobs -1"):
+        compare(tiny(tiny_vit), bench(tmp_path / "out", roots, jobs=-1))
     assert not (tmp_path / "out").exists()
 
 
@@ -175,7 +186,7 @@ def test_a_folder_that_grows_keeps_how_it_was_tuned(tiny_vit: Path, roots: Roots
     assert set(grown["tuning"]["chosen"]) == {"matu", "ties"}
     assert set(grown["summary"]["single"]) == {"matu", "ties"}
     assert set(grown["summary"]["many"]) == {"matu"}
-    with pytest.raises(ConfigError, match=r"learning_rates: \[0.0001, 0.01\] there, \[0.01\] here"):
+    with pytest.raises(ConfigError, match=r"learning_rates: \[0.0001, 0.01\] there, which \[0.01\] leaves out"):
         compare(tiny(tiny_vit), bench(tmp_path / "out", roots))
 
 

@@ -134,6 +134,13 @@ def test_against_the_axis_in_its_order(drawn, tmp_path):
     assert [line.is_dashed() for line in size.lines] == [True, True, False]
 
 
+def test_settings_without_the_axis_are_left_out_of_its_figure(drawn, tmp_path):
+    results = compared(("individual", "matu"), **AXIS)
+    results["settings"]["single"] = {"zeta_t": 0.0}
+    figures.against_axis(results, tmp_path / "a")
+    assert [list(line.get_xdata()) for line in drawn[0].axes[0].lines] == [[2, 4]]
+
+
 def test_bars_by_setting(drawn, tmp_path):
     results = compared(METHODS)
     figures.normalised_by_setting(results, tmp_path / "a")

@@ -114,11 +114,40 @@ def test_a_method_asked_for_what_it_does_not_have_is_refused(spec: str, said: st
         ({"target": 2.0}, "target 2"),
         ({"axis": "tasks_per_client"}, "axis"),
         ({"learning_rates": (-1.0,)}, "learning_rate -1"),
+        ({"methods": ("matu rule=off", "matu  rule=off")}, "each once"),
+        ({"settings": {"a": {"backbone": "vit-mini"}}}, "'backbone' is shared by all"),
     ],
 )
 def test_what_cannot_work_is_told_before_any_work(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Comparison(BASE, **{"methods": ("matu",), **changes}).check()  # type: ignore[arg-type]
+
+
+def test_settings_that_the_base_makes_follow_it() -> None:
+    made = Comparison(BASE)
+    assert made.on(with_options(BASE, {"zeta_t": 0.2})).settings == {"single": {"zeta_t": 0.0}, "many": {"zeta_t": 0.2}}
+    three = made.on(with_options(BASE, {"tasks_per_client": 3}))
+    assert three.settings["many"] == {"tasks_per_client": 3}
+    tasks = {c.setting: c.config.federation.tasks_per_client for c in three.cells(rates(three))}
+    assert tasks == {"single": 0, "many": 3}
+    named = Comparison(BASE, {"a": {"zeta_t": 0.1}, "b": {"zeta_t": 0.2}}, ("matu",))
+    assert named.on(with_options(BASE, {"rounds": 3})).settings == named.settings
+    with pytest.raises(ConfigError, match=r"zeta_t = 0\.3: every setting of the comparison sets it by itself"):
+        named.on(with_options(BASE, {"zeta_t": 0.3}))
+
+
+def test_a_file_that_is_called_like_another_method_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "fedavg.py"
+    mine.write_text("from matu.methods.fedavg import FedAvg\n\n\nclass Mine(FedAvg):\n    pass\n")
+    with pytest.raises(ConfigError, match="several are called fedavg"):
+        Comparison(BASE, methods=("fedavg", str(mine))).check()
+
+
+def test_individual_spends_what_a_round_really_draws() -> None:
+    base = with_options(BASE, {"clients": 8, "participation": 0.2})  # 1.6 clients a round: 2
+    comparison = Comparison(base, methods=("individual",))
+    (cell,) = comparison.cells(rates(comparison))[:1]
+    assert cell.config.federation.participation == 0.25
 
 
 def test_a_file_describes_a_comparison(tmp_path: Path) -> None:
@@ -160,6 +189,10 @@ def test_a_folder_may_grow_by_methods_seeds_and_settings_and_nothing_else() -> N
     assert not differences(saved, Comparison(faster).table())
     other = RunConfig(BASE.tasks, BASE.model, BASE.federation, TrainingConfig(batch_size=3))
     assert differences(saved, Comparison(other).table()) == ["batch_size: 64 there, 3 here"]
+    assert not differences(saved, Comparison(BASE, learning_rates=(3e-4, 1e-3, 3e-3, 1e-2)).table())
+    assert differences(saved, Comparison(BASE, learning_rates=(1e-3,)).table()) == [
+        "learning_rates: [0.0003, 0.001, 0.003] there, which [0.001] leaves out"
+    ]
     assert differences(saved, Comparison(BASE, {"many": {"zeta_t": 0.1}}).table()) == [
         "setting 'many': {'zeta_t': 0.5} there, {'zeta_t': 0.1} here"
     ]

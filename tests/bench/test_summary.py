@@ -23,6 +23,7 @@ def result(
         "bytes": {"uplink_total": 1000, "downlink_total": 500, "uplink_per_client_round": 50.0,
                   "downlink_per_client_round": 25.0},
         "curve": [list(point) for point in curve], "geometry": {"similarity": [[4, 0.9]]},
+        "config": {"machine": {"precision": "float32"}},
     }  # fmt: skip
 
 

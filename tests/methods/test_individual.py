@@ -23,6 +23,8 @@ def test_the_budget_is_what_the_federation_spends() -> None:
     assert budget_steps(config, samples=640, holders=9) == 20 * 10
     assert budget_steps(config, samples=650, holders=9) == 20 * 11
     assert budget_steps(config, samples=10, holders=1) == 20
+    eight = RunConfig(federation=FederationConfig(clients=8, rounds=100, participation=0.2))  # 2 of 8 a round
+    assert budget_steps(eight, samples=640, holders=9) == 25 * 10
     stepped = RunConfig(
         federation=FederationConfig(rounds=40, participation=0.5), training=TrainingConfig(local_steps=6)
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from matu.methods import Local
 from matu.vectors.merging import ties
 from playing import Player, at, build, close, play
 from world import tiny_problem
@@ -69,6 +70,19 @@ def test_training_that_changes_nothing_leaves_the_adapter() -> None:
         stay = at(state["adapter"].tolist(), [[0, 0], [0, 0]])
         after = play(method, state, [(Player("north", {"a": 3, "b": 1}), {"a": stay, "b": stay})])
         assert torch.equal(after["adapter"], state["adapter"])
+
+
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties"])
+def test_what_a_codec_loses_on_the_way_down_is_nobodys_change(name: str) -> None:
+    """A site that learns nothing from a downlink that arrived bent leaves the server's adapter as it is."""
+    method = build(name, PROBLEM)
+    state = play(method, method.start(), ROUND_1)
+    bent = {part: tensor + 0.1 for part, tensor in method.downlink(state, "north", ("a", "b")).items()}
+    local = Local(("a", "b"), {"a": 3, "b": 1}, {}, dict)
+    update, _ = method.local_update(local, bent)
+    gathering = method.begin_round(state)
+    gathering.add("north", ("a", "b"), (3, 1), update)
+    assert torch.equal(gathering.finish()["adapter"], state["adapter"])
 
 
 def test_ties_keeps_the_largest_fifth_of_every_task() -> None:

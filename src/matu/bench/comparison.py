@@ -17,14 +17,15 @@ from matu.bench.plan import (
     differences,
     load_saved,
     parse_spec,
+    shown,
     write_comparison,
 )
 from matu.bench.report import latex, markdown
-from matu.bench.runner import Bench, DivergedError, run_cells
+from matu.bench.runner import DIVERGED, Bench, DivergedError, run_cells
 from matu.bench.summary import summarise
 from matu.errors import ConfigError, MatuError
 from matu.files import only_one, write_atomic
-from matu.methods import Problem, Reference, find_method
+from matu.methods import Problem, Reference, find_method, method_source
 from matu.roots import Roots, read_tasks
 from matu.simulate import deal
 from matu.tasks import Task, held_out
@@ -52,8 +53,11 @@ def compare(comparison: Comparison, bench: Bench) -> dict[str, Any]:
         At the end, if a cell failed; all others are done and written.
     """
     comparison.check()
+    if bench.jobs < 0:
+        raise ConfigError(f"jobs {bench.jobs}: expected 0 (as many as there are cores), or more")
     whole = _with_what_is_there(comparison, bench)
-    facts = _check(comparison, bench.roots)
+    whole.check()
+    facts = _check(comparison, whole, bench.roots)
     _check_finished(bench.out, facts)
     comparison, whole = _settle(comparison, whole, bench)
     bench.out.mkdir(parents=True, exist_ok=True)
@@ -69,7 +73,8 @@ def _compare(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[st
     def write() -> tuple[dict[str, Any], Mapping[Cell, Result]]:
         folder = bench.out / "cells"
         finished = {cell: found for cell in whole.cells(rates) if (found := _finished(folder / cell.folder))}
-        results = summarise(whole, finished, tuning, bench.out.resolve().name)
+        diverged = [cell for cell in whole.cells(rates) if (folder / cell.folder / DIVERGED).is_file()]
+        results = summarise(whole, finished, tuning, bench.out.resolve().name, diverged)
         write_atomic(bench.out / "results.json", json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
         write_atomic(bench.out / "table.md", markdown(results).encode())
         write_atomic(bench.out / "table.tex", latex(results).encode())
@@ -98,7 +103,7 @@ class _Facts:
     backbone: str
 
 
-def _check(comparison: Comparison, roots: Roots) -> _Facts:
+def _check(comparison: Comparison, whole: Comparison, roots: Roots) -> _Facts:
     """Load backbone and tasks, make every method, deal out every partition: what cannot work is told now."""
     rates = dict.fromkeys(comparison.tuned(), comparison.learning_rates[0])
     cells = comparison.cells(rates)
@@ -118,7 +123,9 @@ def _check(comparison: Comparison, roots: Roots) -> _Facts:
         else:
             kind(Problem(classes, model.layout, model.backbone.features), cell.config)
     _check_partitions(cells, tasks)
-    _check_partitions(comparison.tuning_cells()[:1], {name: held_out(task) for name, task in tasks.items()})
+    asked = set(comparison.tuned())
+    tuning = [cell for cell in whole.tuning_cells() if cell.method in asked]
+    _check_partitions(tuning, {name: held_out(task) for name, task in tasks.items()})
     backbone = next(iter(trainers.values())).model.backbone.digest
     return _Facts({name: task.digest for name, task in tasks.items()}, backbone)
 
@@ -173,8 +180,11 @@ def _with_what_is_there(asked: Comparison, bench: Bench) -> Comparison:
             parse_spec(spec)
         except ConfigError as error:  # a method's file that is gone
             bench.tell(f"left out of the tables: {error}")
-        else:
-            methods = [spec, *(other for other in methods if other != spec)]
+            continue
+        here = next((other for other in methods if shown(other) == shown(spec)), spec)
+        if here != spec and method_source(here.split()[0]) == method_source(spec.split()[0]):
+            spec = here  # the same file at another place
+        methods = [spec, *(other for other in methods if other != spec)]
     return dataclasses.replace(
         asked,
         settings={**before.settings, **asked.settings},
@@ -218,7 +228,7 @@ def _tune(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, 
     for cell in cells:
         found = _finished(folder / cell.folder)
         mean = found["mean_accuracy"]["delivered"] if found else None
-        accuracy.setdefault(cell.method, {})[f"{cell.learning_rate:g}"] = mean
+        accuracy.setdefault(cell.method, {})[repr(cell.learning_rate)] = mean
     known = {method: {rate: a for rate, a in row.items() if a is not None} for method, row in accuracy.items()}
     untuned = sorted(method for method in asked if not known[method])
     if untuned:

@@ -177,7 +177,7 @@ def against_axis(results: Results, path: Path) -> list[Path]:
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, **_striped(_line(results, method), twins.index(method), len(twins)))
         axes.set(title=title, xlabel=results["axis"].replace("_", " "))
-        axes.set_xticks([about[results["axis"]] for about in results["settings"].values()])
+        axes.set_xticks(sorted({x for points in found.values() for x, _ in points}))
     panels[0].set_ylim(bottom=0)
     if shares:
         panels[1].axhline(100, **_line(results, "individual"))
@@ -307,7 +307,8 @@ def _ratios(results: Results, setting: str) -> dict[str, dict[str, float]]:
 
 def _against(results: Results, *keys: str, unit: float) -> dict[str, list[tuple[float, float]]]:
     """By method: the axis' number and a number of the summary, in the axis' order."""
-    about = sorted((about[results["axis"]], s) for s, about in results["settings"].items())
+    axis = results["axis"]
+    about = sorted((about[axis], s) for s, about in results["settings"].items() if axis in about)
     found = {
         m: [(x, unit * y) for x, s in about if (y := _read(results, s, m, *keys)) is not None]
         for m in results["methods"]

@@ -29,7 +29,7 @@ from matu.methods.base import parse_options
 
 REFERENCES = ("individual", "local")
 SHARED = ("tasks", "machine")
-"""Sections that no setting and no method may change."""
+"""Sections that no setting and no method may change; nor may they change the backbone."""
 PLANNED = ("method", "options", "learning_rate", "reference", "held_out")
 """Options that the plan itself sets: methods bring their own, rates are tuned, individual is a method."""
 
@@ -78,17 +78,37 @@ class Comparison:
         if not self.settings:
             f = self.base.federation
             single: dict[str, Any] = {"zeta_t": 0.0}
-            if f.tasks_per_client or f.task_groups:
+            many: dict[str, Any] = {"zeta_t": f.zeta_t or 0.5}
+            if f.tasks_per_client or f.task_groups:  # which leave zeta_t nothing to decide
+                table = config_table(self.base)["federation"]
+                many = {name: table[name] for name in ("tasks_per_client", "task_groups") if table[name]}
                 single |= {"tasks_per_client": 0, "task_groups": []}
-            object.__setattr__(self, "settings", {"single": single, "many": {"zeta_t": f.zeta_t or 0.5}})
+            object.__setattr__(self, "settings", {"single": single, "many": many})
         if not self.methods:
             last = ("matu", "matu_plus")
             object.__setattr__(
                 self, "methods", (*REFERENCES, *(n for n in method_names() if n not in (*REFERENCES, *last)), *last)
             )
+        object.__setattr__(self, "methods", tuple(" ".join(method.split()) for method in self.methods))
         if not self.tune_setting:
             object.__setattr__(self, "tune_setting", list(self.settings)[-1])
         object.__setattr__(self, "baseline", " ".join(self.baseline.split()))
+
+    def on(self, base: RunConfig) -> Comparison:
+        """The same on another base; settings that were made of the old one are made of the new one.
+
+        Raises
+        ------
+        ConfigError
+            If the bases differ in an option that every setting sets: it would change nothing.
+        """
+        if self.settings == dataclasses.replace(self, settings={}).settings:
+            return dataclasses.replace(self, base=base, settings={})
+        before = dict(_by_name(self.base))
+        for option, value in _by_name(base):
+            if value != before[option] and all(option in setting for setting in self.settings.values()):
+                raise ConfigError(f"{option} = {value!r}: every setting of the comparison sets it by itself")
+        return dataclasses.replace(self, base=base)
 
     def check(self) -> None:
         """Raise ConfigError for whatever cannot work, before any work."""
@@ -100,6 +120,9 @@ class Comparison:
         for name, values in (("seeds", self.seeds), ("methods", self.methods), ("learning_rates", self.learning_rates)):
             if not values or len(set(values)) != len(values):
                 raise ConfigError(f"{name} {list(values)}: expected at least one, each once")
+        names = [shown(method) for method in self.methods]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"methods: several are called {', '.join(twice)}; a table knows a file by its name alone")
         if self.tune_setting not in self.settings:
             raise ConfigError(f"tune_setting '{self.tune_setting}': expected one of {', '.join(self.settings)}")
         parse_spec(self.baseline)
@@ -150,7 +173,8 @@ class Comparison:
         config = with_options(config, own | (dict(more) if more else {}))
         if name == "individual" and not config.training.local_steps:  # it knows no clients: one cell for all settings
             f = config.federation
-            alone = FederationConfig(name, clients=1, rounds=f.rounds, participation=f.participation, min_samples=1)
+            share = f.drawn / f.clients
+            alone = FederationConfig(name, clients=1, rounds=f.rounds, participation=share, min_samples=1)
             config = dataclasses.replace(config, federation=alone)
         return Cell(setting, spec, seed, rate, config)
 
@@ -278,7 +302,7 @@ def with_options(config: RunConfig, changes: Mapping[str, Any], where: str = "")
     for option, value in changes.items():
         if option not in section_of:
             raise ConfigError(f"{where}: unknown option '{option}'; known are {', '.join(section_of)}")
-        if where and section_of[option] in SHARED:
+        if where and (section_of[option] in SHARED or option == "backbone"):
             raise ConfigError(f"{where}: '{option}' is shared by all that is compared; set it for the whole comparison")
         if where and option in PLANNED:
             raise ConfigError(f"{where}: '{option}' is not for a setting or a method; the comparison itself sets it")
@@ -330,15 +354,17 @@ def write_comparison(comparison: Comparison) -> bytes:
 
 
 def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What keeps two comparisons (tables) from sharing a folder; methods, seeds and settings may be added."""
+    """What keeps two comparisons (tables) from sharing a folder; methods, seeds, settings and rates may be added."""
     found = []
     for section in sorted((set(saved) | set(asked)) - {"compare", "settings", "machine"}):
         before, after = saved.get(section, {}), asked.get(section, {})
         found += [f"{o}: {before.get(o)!r} there, {after.get(o)!r} here" for o in sorted(set(before) | set(after))
                   if before.get(o) != after.get(o) and o not in PLANNED]  # fmt: skip
-    for option in ("learning_rates", "tune_rounds"):
-        if saved["compare"][option] != asked["compare"][option]:
-            found.append(f"{option}: {saved['compare'][option]} there, {asked['compare'][option]} here")
+    before, after = saved["compare"], asked["compare"]
+    if before["tune_rounds"] != after["tune_rounds"]:
+        found.append(f"tune_rounds: {before['tune_rounds']} there, {after['tune_rounds']} here")
+    if not set(before["learning_rates"]) <= set(after["learning_rates"]):
+        found.append(f"learning_rates: {before['learning_rates']} there, which {after['learning_rates']} leaves out")
     for name, values in asked["settings"].items():
         if name in saved["settings"] and saved["settings"][name] != values:
             found.append(f"setting '{name}': {saved['settings'][name]} there, {values} here")

@@ -64,7 +64,7 @@ def markdown(results: Results) -> str:
             header = ["Method", *(column.title for column in columns)]
             rows = [
                 [label(method), *(_bold(cell, best) for cell, best in cells)] if cells
-                else [label(method), _UNFINISHED, *[""] * (len(columns) - 1)]
+                else [label(method), _without(results, setting, method), *[""] * (len(columns) - 1)]
                 for method, cells in _rows(results, setting, columns)
             ]  # fmt: skip
             parts.append(_pipes(header, rows))
@@ -84,8 +84,13 @@ def _opening(results: Results) -> str:
         f"{results['name']}: {_count(methods, 'method')} on {_count(tasks, 'task')} ({', '.join(tasks)}); "
         f"{_plural(seeds, 'seed')} {', '.join(map(str, seeds))}; "
         f"{_plural(settings, 'setting')} {', '.join(setting_label(results, s) for s in settings)}. "
-        "Test accuracy in %."
+        f"Test accuracy in %.{_messages(results['wire'])}"
     )
+
+
+def _messages(wire: Mapping[str, Any]) -> str:
+    """What is not exact about messages; of a method with codecs of its own its name tells."""
+    return f" Messages: {', '.join(f'{name} = {value}' for name, value in wire.items())}." if wire else ""
 
 
 def _tuning(tuning: Mapping[str, Any], methods: Sequence[str]) -> str:
@@ -99,7 +104,14 @@ def _tuning(tuning: Mapping[str, Any], methods: Sequence[str]) -> str:
         f"Mean accuracy in % after {tuning['rounds']} rounds of setting {tuning['setting']} with seed "
         f"{tuning['seed']}, by learning rate; the chosen rate in bold."
     )
-    return "## Learning rates\n\n" + intro + "\n\n" + _pipes(["Method", *(f"{rate:g}" for rate in rates)], rows)
+    ends = {"smallest": min(rates), "largest": max(rates)}
+    at_an_end = [
+        f"the {end} rate is the best of {', '.join(label(m) for m in methods if tuning['chosen'].get(m) == rate)}"
+        for end, rate in ends.items() if rate in [tuning["chosen"].get(m) for m in methods]
+    ]  # fmt: skip
+    note = f"\n\nAt an end of the grid, beyond which more may be had: {'; '.join(at_an_end)}." if at_an_end else ""
+    table = _pipes(["Method", *(f"{rate:g}" for rate in rates)], rows)
+    return f"## Learning rates\n\n{intro}\n\n{table}{note}"
 
 
 def _accuracy_columns(results: Results) -> list[_Column]:
@@ -176,13 +188,31 @@ def _notes(results: Results, setting: str) -> list[str]:
         whose = f" ({', '.join(methods)})" if len(kinds) > 1 else ""
         baseline = label(results["baseline"])
         notes.append(f"The difference to {baseline} is in points, with a 95 % interval{whose}: {_INTERVALS[kind]}.")
+    if gone := [
+        f"{label(c['method'])} seed {c['seed']}" for c in results["diverged"] if c["setting"] == setting
+    ]:  # fmt: skip
+        notes.append(f"Diverged, so that a mean is of the seeds that did not: {', '.join(gone)}.")
+    mine = [cell for cell in results["cells"] if cell["setting"] == setting]
+    if len(precisions := sorted({cell["precision"] for cell in mine})) > 1:
+        by_kind = [
+            f"{kind} {', '.join(dict.fromkeys(label(c['method']) for c in mine if c['precision'] == kind))}"
+            for kind in precisions
+        ]
+        notes.append(f"Computed in different precisions: {'; '.join(by_kind)}.")
     return notes + _unfinished(results, setting)
+
+
+def _without(results: Results, setting: str, method: str) -> str:
+    """Why a method has no row."""
+    gone = {c["seed"] for c in results["diverged"] if (c["setting"], c["method"]) == (setting, method)}
+    return "diverged" if gone >= set(results["seeds"]) else _UNFINISHED
 
 
 def _unfinished(results: Results, setting: str) -> list[str]:
     """How far the setting is, where it is not done."""
+    ended = [*results["cells"], *results["diverged"]]
     seeds = {
-        m: {c["seed"] for c in results["cells"] if (c["setting"], c["method"]) == (setting, m)} & set(results["seeds"])
+        m: {c["seed"] for c in ended if (c["setting"], c["method"]) == (setting, m)} & set(results["seeds"])
         for m in results["methods"]
     }
     done, wanted = sum(map(len, seeds.values())), len(results["methods"]) * len(results["seeds"])
@@ -190,7 +220,7 @@ def _unfinished(results: Results, setting: str) -> list[str]:
         return []
     total = len(results["seeds"])
     partly = [f"{label(m)} {len(s)} of {total}" for m, s in seeds.items() if 0 < len(s) < total]
-    return [f"{done} of {wanted} cells are finished" + (f" (seeds: {', '.join(partly)})." if partly else ".")]
+    return [f"{done} of {wanted} cells are done" + (f" (seeds: {', '.join(partly)})." if partly else ".")]
 
 
 def _latex_table(results: Results, setting: str) -> str:
@@ -202,7 +232,7 @@ def _latex_table(results: Results, setting: str) -> str:
     for method, cells in _rows(results, setting, columns):
         texts = (
             [f"\\textbf{{{_escape(text)}}}" if best else _escape(text) for text, best in cells] if cells
-            else [f"\\multicolumn{{{len(columns)}}}{{l}}{{{_UNFINISHED}}}"]
+            else [f"\\multicolumn{{{len(columns)}}}{{l}}{{{_without(results, setting, method)}}}"]
         )  # fmt: skip
         body.append(" & ".join([_escape(label(method)), *texts]) + r" \\")
     caption = _escape(f"{results['name']}, {setting_label(results, setting)}: test accuracy in %.")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from matu.bench.plan import Cell, Comparison, shown
+from matu.config import WireConfig
 
 CONFIDENCE = 0.95
 
@@ -17,7 +19,11 @@ Result = Mapping[str, Any]
 
 
 def summarise(
-    comparison: Comparison, finished: Mapping[Cell, Result], tuning: Mapping[str, Any] | None, name: str
+    comparison: Comparison,
+    finished: Mapping[Cell, Result],
+    tuning: Mapping[str, Any] | None,
+    name: str,
+    diverged: Collection[Cell] = (),
 ) -> dict[str, Any]:
     """Everything that tables and figures show: one table of plain numbers (`results.json`).
 
@@ -27,9 +33,11 @@ def summarise(
         By cell, its `result.json` with accuracies on the way under `curve`, S and cosines under `geometry`.
     tuning
         The record of how the rates were chosen, or None.
+    diverged
+        Cells that ended without a result because their numbers left their range.
     """
     summary = {}
-    baseline = next((m for m in comparison.methods if " ".join(m.split()) == comparison.baseline), "")
+    baseline = next((m for m in comparison.methods if shown(m) == shown(comparison.baseline)), "")
     for setting in comparison.running():
         alone = _individual(_of(finished, setting, "individual"))
         summary[setting] = {
@@ -51,8 +59,16 @@ def summarise(
         "target": comparison.target,
         "baseline": shown(comparison.baseline),
         "cells": [_cell(cell, result) for cell, result in finished.items()],
+        "diverged": [{"setting": c.setting, "method": shown(c.method), "seed": c.seed} for c in diverged],
+        "wire": _wire(comparison),
         "summary": summary,
     }  # fmt: skip
+
+
+def _wire(comparison: Comparison) -> dict[str, Any]:
+    """How messages travel, where not exactly: what differs from the exact form."""
+    exact = dataclasses.asdict(WireConfig.exact())
+    return {k: v for k, v in dataclasses.asdict(comparison.base.wire).items() if v != exact[k]}
 
 
 def _of(finished: Mapping[Cell, Result], setting: str, method: str) -> dict[int, Result]:
@@ -72,7 +88,7 @@ def _individual(mine: Mapping[int, Result]) -> dict[str, float] | None:
 def _cell(cell: Cell, result: Result) -> dict[str, Any]:
     return {
         "setting": cell.setting, "method": shown(cell.method), "seed": cell.seed, "learning_rate": cell.learning_rate,
-        "hash": cell.hash, "rounds": result["rounds"],
+        "hash": cell.hash, "rounds": result["rounds"], "precision": result["config"]["machine"]["precision"],
         "accuracy": {task: {k: found[k] for k in ("delivered", "server", "artifact")}
                      for task, found in result["accuracy"].items()},
         "average": result["mean_accuracy"]["delivered"], "worst_client": _worst(result),

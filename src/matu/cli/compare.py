@@ -77,7 +77,7 @@ def compare(arguments: list[str]) -> int:
     described = bench.read_comparison(Path(file)) if file else bench.Comparison(RunConfig())
     parsed: CompareArguments = parse(CompareArguments, arguments, CompareArguments(described.base), "compare")
     out = parsed.out or Path("comparisons") / (Path(file).stem if file else named_after(parsed.base))
-    comparison = _chosen(dataclasses.replace(described, base=with_whole_paths(parsed.base)), parsed)
+    comparison = _chosen(described.on(with_whole_paths(parsed.base)), parsed)
     display = Display(quiet=parsed.json)
     try:
         results = bench.compare(comparison, bench.Bench(out, roots(parsed.folders), parsed.jobs, display.say))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from matu.config import DefenceConfig, WireConfig
+from matu.config import DefenceConfig, WireConfig, drawn
 from matu.errors import DataError, MatuError
 from matu.federation.checkpoint import Progress, Totals, count_bytes
 from matu.federation.defence import Guard
@@ -72,7 +72,7 @@ class Federation:
     def sample(self, number: int) -> list[str]:
         """The clients of a round, distinct, in order; at least one."""
         names = sorted(self.clients)
-        count = max(1, round(self.participation * len(names)))
+        count = drawn(self.participation, len(names))
         chosen = stream(self.seed, "clients", number).choice(len(names), count, replace=False)
         return [names[i] for i in sorted(chosen)]
 

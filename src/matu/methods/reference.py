@@ -79,13 +79,15 @@ class Reference(ABC):
 def budget_steps(config: RunConfig, samples: int, holders: int) -> int:
     """Optimiser steps on some data for what the federation spends on it.
 
-    With epochs that is E·R·participation epochs; with `local_steps`, the images that its holders see.
+    With epochs that is E·R times the share of clients that a round draws; with `local_steps`, the images that its
+    holders see. One client alone stands for a federation (a comparison's cell of individual), and keeps its share.
     """
     t, f = config.training, config.federation
+    share = f.participation if f.clients == 1 else f.drawn / f.clients
     per_epoch = -(-samples // min(t.batch_size, samples))
     if t.local_steps:
-        return max(1, round(t.local_steps * f.rounds * f.participation * holders))
-    return max(1, round(t.local_epochs * f.rounds * f.participation)) * per_epoch
+        return max(1, round(t.local_steps * f.rounds * share * holders))
+    return max(1, round(t.local_epochs * f.rounds * share)) * per_epoch
 
 
 def training_facts(trainer: Trainer, config: RunConfig) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """TIES: FedAvg whose server trims, elects a sign, and averages those that agree (Yadav et al. 2023).
 
-sent, trained, kept   as in FedAvg
-aggregated            per task the sample-weighted mean over its holders; the tasks' changes are trimmed to
+sent, trained, kept   as in task arithmetic
+aggregated            per task the sample-weighted mean of its holders' changes; these are trimmed to
                       their largest entries, a sign is elected by their sum, and those of that sign are averaged;
                       adapter ← adapter + scale · that
 """
