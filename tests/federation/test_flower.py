@@ -3,7 +3,9 @@
 import json
 import time
 from pathlib import Path
+from threading import Event
 
+import httpx
 import pytest
 from flower_grid import LocalGrid, Node, app_node
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -125,6 +127,63 @@ def test_too_few_answers_are_waited_for_beyond_the_deadline() -> None:
     assert time.monotonic() - began >= 0.5
     assert found["b"] == b"!"
     assert isinstance(found["c"], Failure)
+
+
+def test_a_question_ends_in_the_end_however_few_answer() -> None:
+    """Fewer may be asked than min_sites says, and one of them may be silent on purpose."""
+    remote, _ = named({"a": echo, "b": lambda _: None}, min_sites=3, deadline_s=0.05)
+    began = time.monotonic()
+    found = dict(remote.ask("train", dict.fromkeys("ab", b"")))
+    assert 0.5 <= time.monotonic() - began < 3
+    assert found == {"a": b"!", "b": Failure("late", "no answer in 0.5 s")}
+
+
+def test_a_message_that_is_announced_and_never_sent_holds_nobody_up() -> None:
+    held = Event()
+
+    def withheld(_: Message) -> None:
+        held.wait(30)
+
+    remote, _ = named({"a": withheld, "b": echo}, min_sites=1, deadline_s=0.3)
+    began = time.monotonic()
+    found = dict(remote.ask("train", dict.fromkeys("ab", b"")))
+    assert time.monotonic() - began < 5
+    assert found == {"b": b"!", "a": Failure("late", "no answer in 0.3 s")}
+    held.set()
+
+
+@pytest.mark.parametrize("raised", [KeyError("c" * 64), TypeError("'int' object is not iterable")])
+def test_what_flower_cannot_unpack_is_its_senders_failure_alone(raised: Exception) -> None:
+    def nonsense(_: Message) -> Message:
+        raise raised
+
+    remote, _ = named({"a": nonsense, "b": echo})
+    found = dict(remote.ask("train", dict.fromkeys("ab", b"")))
+    assert found["b"] == b"!"
+    assert found["a"].code == "message"
+    assert f"({type(raised).__name__}: " in found["a"].reason
+
+
+def test_a_reply_without_what_is_expected_in_it_is_a_failure() -> None:
+    remote, _ = named({"a": lambda message: Message(RecordDict(), reply_to=message), "b": echo})
+    found = dict(remote.ask("train", dict.fromkeys("ab", b"")))
+    assert (found["a"].code, found["b"]) == ("message", b"!")
+
+
+def test_a_superlink_that_is_gone_is_not_the_nodes_failure() -> None:
+    def broken(_: Message) -> Message:
+        raise httpx.ConnectError("connection refused")
+
+    remote, _ = named({"a": broken})
+    with pytest.raises(httpx.ConnectError):
+        dict(remote.ask("train", {"a": b""}))
+
+
+def test_reasons_of_strangers_have_no_lines_and_no_escapes() -> None:
+    from flwr.app import Error
+
+    remote, _ = named({"a": lambda message: Message(Error(0, "\x1b[2Jx\nround 2/3: evil answered"), reply_to=message)})
+    assert dict(remote.ask("train", {"a": b""})) == {"a": Failure("flower", " [2Jx round 2/3: evil answered")}
 
 
 def test_all_answers_end_a_question_at_once() -> None:

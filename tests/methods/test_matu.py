@@ -7,6 +7,7 @@ from matu.config import MatuConfig, RunConfig
 from matu.methods import Local
 from matu.methods.matu import Matu
 from matu.training import Weights
+from matu.wire import MAX_RESCALER
 from playing import one_by_one
 from world import tiny_problem
 
@@ -148,3 +149,14 @@ def test_without_unification_every_task_travels_as_it_is() -> None:
     for task in held:  # one holder, threshold 0: the task mask is 1 wherever the vector is not 0
         torch.testing.assert_close(found[task].vector, made[task].vector)
     assert m.paper_bits(held) == 32 * (2 * 11 + 5 * 5)
+
+
+def test_a_site_that_disagrees_almost_everywhere_cannot_make_a_state_that_cannot_be_sent() -> None:
+    m = method()
+    ends = {"a": torch.zeros(11).index_fill(0, torch.tensor([0]), 2.0**38), "b": torch.zeros(11)}
+    ends["b"][:2] = torch.tensor([-1e-5, 1e-45])
+    gathering = m.begin_round(m.start())
+    for task, vector in ends.items():
+        gathering.add_weights("south", task, 5, Weights(vector, torch.zeros(PROBLEM.head_shape(task))))
+    sent = m.downlink(gathering.finish(), "north", ("a", "b"))
+    assert sent["rescalers"].max() == MAX_RESCALER

@@ -187,3 +187,11 @@ def test_without_numba_torch_does_it(monkeypatch):
     monkeypatch.setattr(compiled, "FROM_DIM", 1)
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: None)
     assert not compiled.pays(1)
+
+
+def test_a_rescaler_beyond_what_it_may_be_is_cut_before_it_leaves_its_type() -> None:
+    """A task that disagrees almost everywhere; its ratio, 7e39, is more than a float32 holds."""
+    vectors = torch.tensor([[2.0**38, 0.0], [-1e-5, 1e-45]])
+    with pytest.raises(ValueError, match="row 1 needs the rescaler"):
+        unify(vectors)
+    assert unify(vectors, most=1e6).rescalers.tolist() == [1.0, 1e6]

@@ -230,6 +230,11 @@ def test_numbers_out_of_range_are_refused() -> None:
         (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x00\x10", "padding"),
         (Code.QUANTISED, b"\x01\x01" + bytes(8) + b"\x07\x01\0\0\0\0", "form 7"),
         (Code.QUANTISED, b"\x00\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x03\0\0\0\x01\x80\x01", "is -128"),
+        (
+            Code.QUANTISED,
+            b"\x01\x01" + bytes(8) + b"\x00\x01\0\0\0\0" + b"\x00\x02\0\0\0\x81\x01" + b"\x00\x01\0\0\0\x80",
+            "is -128",
+        ),
         (Code.CHANGE, b"\x01\x01" + bytes(8), "nothing that it is counted from"),
     ],
 )

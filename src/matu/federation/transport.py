@@ -16,13 +16,19 @@ class Failure:
     Attributes
     ----------
     code
-        "site": it raised an error.
+        "site": it raised an error; "gone": it is not there; "killed": its process ended; "late": it took too long;
+        "message": its answer cannot be read; "flower": any other of Flower's errors.
     reason
         For people.
     """
 
     code: str
     reason: str
+
+
+def printable(text: str) -> str:
+    """What a stranger wrote, for a log or a terminal: no line breaks, no escapes."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 class Questions(Mapping[str, bytes]):
@@ -55,7 +61,7 @@ class Questions(Mapping[str, bytes]):
 
 
 class Transport(Protocol):
-    """Gives every named site its bytes, one site after another, and hands back replies as they arrive."""
+    """Gives every named site its bytes, and hands back replies as they arrive."""
 
     def exchange(self, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
         """Pairs of site and reply, each site once, in order of arrival."""

@@ -119,10 +119,8 @@ def pack(weights: Mapping[str, Weights]) -> dict[str, Tensor]:
     if len(weights) == 1:
         ((task, alone),) = weights.items()
         return {"vector": alone.vector, "rescalers": alone.vector.any().float()[None], f"head/{task}": alone.head}
-    unified = unify(torch.stack([w.vector for w in weights.values()]))
-    tensors = {
-        "vector": unified.vector, "masks": unified.masks, "rescalers": unified.rescalers.clamp(max=MAX_RESCALER),
-    }  # fmt: skip
+    unified = unify(torch.stack([w.vector for w in weights.values()]), most=MAX_RESCALER)
+    tensors = {"vector": unified.vector, "masks": unified.masks, "rescalers": unified.rescalers}
     return tensors | {f"head/{task}": w.head for task, w in weights.items()}
 
 

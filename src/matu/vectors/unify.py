@@ -45,7 +45,7 @@ class Unified:
         return self.rescalers[i] * torch.where(self.masks[i], self.vector, 0)
 
 
-def unify(vectors: Tensor) -> Unified:
+def unify(vectors: Tensor, *, most: float = math.inf) -> Unified:
     """Unify task vectors by electing a sign and the largest agreeing magnitude (Eq. 2 and section 3.2).
 
     Permuting the tasks permutes masks and rescalers and changes no bit of the vector: the elected sign is
@@ -55,6 +55,8 @@ def unify(vectors: Tensor) -> Unified:
     ----------
     vectors : float32 or float64 [k, d]
         One task vector a row, on any device.
+    most
+        What a larger rescaler is cut to: none has a bound where a task disagrees almost everywhere.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def unify(vectors: Tensor) -> Unified:
     """
     vectors = require_matrix(vectors, "task vectors", "tasks").contiguous()
     vector, masks = elect(vectors)
-    return Unified(vector, masks, _rescalers(vectors, vector, masks))
+    return Unified(vector, masks, _rescalers(vectors, vector, masks, most))
 
 
 def elect(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,13 +128,13 @@ def _exact_sign(numbers: list[float]) -> int:
     return (total > 0) - (total < 0)
 
 
-def _rescalers(vectors: Tensor, vector: Tensor, masks: Tensor) -> Tensor:
-    """Σ|τ^t| / Σ|m^t ⊙ τ| for each task, 0 where the denominator is 0, float [k]."""
+def _rescalers(vectors: Tensor, vector: Tensor, masks: Tensor, most: float) -> Tensor:
+    """Σ|τ^t| / Σ|m^t ⊙ τ| for each task, at most `most`, 0 where the denominator is 0, float [k]."""
     ratios = []
     for row, mask in zip(vectors, masks, strict=True):
         mass, mass_exponent = _mass(row, None)
         kept, kept_exponent = _mass(vector, mask)
-        ratios.append(mass / kept * 2.0 ** (mass_exponent - kept_exponent) if kept else 0.0)
+        ratios.append(min(most, mass / kept * 2.0 ** (mass_exponent - kept_exponent)) if kept else 0.0)
     rescalers = vectors.new_tensor(ratios)
     for i in torch.nonzero(~torch.isfinite(rescalers))[:, 0].tolist():
         raise ValueError(f"task vectors: row {i} needs the rescaler {ratios[i]:.3g}, beyond {vectors.dtype}")

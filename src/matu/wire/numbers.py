@@ -147,7 +147,7 @@ def _read_quantised(reader: Reader, size: int, held: np.ndarray | None, code: in
     steps = np.frombuffer(read_bytes(reader, count), np.uint8)
     q = _unpair(reader, size) if pairs else np.frombuffer(read_bytes(reader, size), np.int8)
     scales = np.repeat(_STEPS[steps] * np.float32(largest), block)[:size]
-    if not pairs and (q == -LARGEST - 1).any():
+    if (q == -LARGEST - 1).any():
         raise DataError("a quantised number is -128, expected -127 to 127")
     with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32 is refused with its value
         values = q.astype(np.float32) * scales

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 
+import httpx
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from matu.errors import DataError
 from matu.federation.flower.records import payload_of, request
 from matu.federation.server import Admit
-from matu.federation.transport import Failure
+from matu.federation.transport import Failure, printable
 
 QUESTIONS = {
     "hello": "query", "refused": "query.refused", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish",
@@ -23,6 +26,11 @@ _RAISED = re.compile(r"<class '[^']*'>:<'(.*)'>", re.DOTALL)
 """How Flower writes what an app raised."""
 LONGEST_REASON = 500
 """Bytes of a reason that a node is told."""
+SLOW_S = 20.0
+"""Seconds that a message which is being fetched keeps others from being fetched: a node may announce what it never
+sends, and Flower waits for that for minutes."""
+PATIENCE = 10
+"""Deadlines after which a question ends however few have answered."""
 _CODES = {2: "site", 3: "gone", 5: "gone", 8: "killed"}
 """Flower's error codes: the app raised; the message, or the node, is not there; its process ended."""
 
@@ -39,7 +47,8 @@ class FlowerRemote:
         Goes with every question.
     min_sites, deadline_s
         A question to several sites ends when all have answered, or, `deadline_s` after it was put, when at least
-        `min_sites` have. 0: there is no deadline.
+        `min_sites` of them have (all but those that fail, where fewer were asked), and at the latest `PATIENCE` times
+        as late. 0: there is no deadline.
     poll_s
         Seconds between looks for replies.
     names
@@ -58,6 +67,8 @@ class FlowerRemote:
     _refused: set[int] = field(default_factory=set)
     _greeted: dict[str, int] = field(default_factory=dict)
     """Hellos under way: message id -> node."""
+    _fetches: dict[str, Future[list[Message]]] = field(default_factory=dict)
+    """Looks for replies that have not come back: message id -> what was found."""
 
     def look(self, admit: Admit) -> set[str]:
         """Ask new nodes who they are, take in who has answered, tell the others why not; the sites that are there."""
@@ -89,20 +100,26 @@ class FlowerRemote:
         pending: dict[str, int] = {}
         for site in [site for site in payloads if site in nodes]:  # one by one: only one is in memory at a time
             pending |= self._push(question, {nodes[site]: payloads[site]})
-        sites, answered, began = dict(self.names), 0, time.monotonic()
+        sites, answered, failed, began = dict(self.names), 0, 0, time.monotonic()
         for node in sorted(asked - set(pending.values())):
             yield sites[node], Failure("gone", "Flower took no message for its node")
+        count, late = len(pending), began + self.deadline_s if self.deadline_s else None
+        limit = PATIENCE * self.deadline_s
         while pending:
             before = len(pending)
-            for node, answer in self._replies(pending):
+            for node, answer in self._replies(pending, late):
+                failed += isinstance(answer, Failure)
                 answered += not isinstance(answer, Failure)
                 yield sites[node], answer
-            if self.deadline_s and answered >= self.min_sites and time.monotonic() - began >= self.deadline_s:
+            if answered and answered >= min(self.min_sites, count - failed):
+                limit = self.deadline_s
+            if limit and time.monotonic() - began >= limit:
                 break
             if len(pending) == before:
                 time.sleep(self.poll_s)
-        for node in sorted(pending.values()):
-            yield sites[node], Failure("late", f"no answer in {self.deadline_s:g} s")
+        for one, node in sorted(pending.items(), key=lambda pair: pair[1]):
+            self._fetches.pop(one, None)
+            yield sites[node], Failure("late", f"no answer in {limit:g} s")
 
     def _owner(self, node: int) -> str | None:
         """The site whose key a node has; empty: nobody's."""
@@ -124,23 +141,52 @@ class FlowerRemote:
         ids = list(self.grid.push_messages(messages))  # a list: the deployed grid goes through it twice
         return {one: node for one, node in zip(ids, payloads, strict=True) if one}
 
-    def _replies(self, pending: dict[str, int]) -> Iterator[tuple[int, bytes | Failure]]:
-        """What has arrived, taken out of `pending`. Flower's own errors name no sender: the question does."""
-        messages = list(self.grid.pull_messages(list(pending))) if pending else []
-        while messages:
-            message = messages.pop(0)  # the list would keep it until all are read
-            node, answer = pending.pop(message.metadata.reply_to_message_id, None), _answer(message)
-            del message  # its pieces are in the answer
-            if node is not None:
+    def _replies(self, pending: dict[str, int], late: float | None = None) -> Iterator[tuple[int, bytes | Failure]]:
+        """What has arrived, taken out of `pending`: question by question, so that one node's nonsense is its own.
+
+        Flower's own errors name no sender, and what a reply says of itself is not asked: the question tells.
+        """
+        for one, node in list(pending.items()):
+            answer = self._fetched(one, late)
+            if answer is not None:
+                del pending[one]
                 yield node, answer
+
+    def _fetched(self, one: str, late: float | None) -> bytes | Failure | None:
+        """The answer to a question, None if it has not arrived. Waits for a fetch under way, but not for long."""
+        fetch, wait = self._fetches.get(one), 0.0
+        if fetch is None:
+            fetch = self._fetches[one] = Future()
+            # a daemon: nobody waits for one that hangs
+            Thread(target=self._fetch, args=(one, fetch), name="fetch", daemon=True).start()
+            wait = SLOW_S if late is None else min(SLOW_S, max(0.0, late - time.monotonic()))
+        try:
+            error = fetch.exception(wait)
+        except TimeoutError:
+            return None
+        del self._fetches[one]
+        if isinstance(error, httpx.HTTPError):  # the SuperLink's, not the node's
+            raise error
+        if error is not None:  # Flower unpacks what a stranger has packed
+            return Failure("message", printable(f"its message cannot be read ({type(error).__name__}: {error})"))
+        messages = fetch.result()
+        return _answer(messages.pop()) if messages else None
+
+    def _fetch(self, one: str, found: Future[list[Message]]) -> None:
+        try:
+            found.set_result(list(self.grid.pull_messages([one])))
+        except BaseException as error:
+            found.set_exception(error)
 
 
 def _answer(message: Message) -> bytes | Failure:
     if message.has_error():
         reason = message.error.reason or f"code {message.error.code}"
         raised = _RAISED.fullmatch(reason)
-        return Failure(_CODES.get(message.error.code, "flower"), raised[1] if raised else reason)
+        return Failure(_CODES.get(message.error.code, "flower"), printable(raised[1] if raised else reason))
     try:
         return payload_of(message)
     except DataError as error:
-        return Failure("message", str(error))
+        return Failure("message", printable(str(error)))
+    except Exception as error:  # of what a stranger has packed
+        return Failure("message", printable(f"its message cannot be read ({type(error).__name__}: {error})"))

@@ -16,6 +16,7 @@ from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING
 
 from matu.errors import DataError, MatuError
+from matu.federation.transport import printable
 
 if TYPE_CHECKING:
     from matu.federation.agent import Agent
@@ -78,7 +79,7 @@ class _Answers:
         question, plan, payload = line.recv_bytes().decode(), line.recv_bytes(), line.recv_bytes()
         began = time.monotonic()
         if question == "refused":
-            self.tell(REFUSED + "".join(c if c.isprintable() else " " for c in payload.decode(errors="replace")))
+            self.tell(REFUSED + printable(payload.decode(errors="replace")))
             line.send_bytes(_GIVEN)
             line.send_bytes(b"")
             return
