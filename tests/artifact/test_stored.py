@@ -1,5 +1,6 @@
 """An artifact on disk: what is kept, how it is opened, what is refused."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def test_fedavg_is_one_vector_for_all(tiny_vit: Path, tmp_path: Path) -> None:
 
 def test_the_note_says_all_that_is_needed(unified: Path, tiny_vit: Path) -> None:
     note = json.loads((unified / "artifact.json").read_text())
-    assert (note["format"], note["kind"]) == (2, "federated")
+    assert (note["format"], note["kind"]) == (3, "federated")
     assert note["backbone"]["name"] == "tiny-vit"
     assert note["backbone"]["revision"] is None
     assert note["adapter"]["lora"] == {
@@ -137,8 +138,16 @@ def retensor(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
         tensors = load_file(folder / "artifact.safetensors")
         change(tensors)
         save_file(tensors, folder / "artifact.safetensors")
+        digest = hashlib.sha256((folder / "artifact.safetensors").read_bytes()).hexdigest()
+        edit(lambda note: note.update(tensors_sha256=digest))(folder)
 
     return apply
+
+
+def strange_type(folder: Path) -> None:
+    """Tensors of a type that safetensors knows and torch does not."""
+    header = json.dumps({"vector": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]}}).encode()
+    (folder / "artifact.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"abc")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +160,7 @@ def retensor(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
         (lambda folder: (folder / "artifact.safetensors").write_bytes(b"\x80" * 64), "no readable artifact"),
         (
             edit(lambda note: note.update(format=1)),
-            "format 1, this version of matu reads 2; no other was ever released",
+            "format 1, this version of matu reads 3; no other was ever released",
         ),
         (edit(lambda note: note.update(kind="merged")), "kind 'merged', expected 'federated'"),
         (edit(lambda note: note["backbone"].pop("features")), "artifact.json: backbone: no 'features'"),
@@ -168,6 +177,16 @@ def retensor(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path
         (retensor(lambda tensors: tensors.update(vector=torch.zeros(9))), r"tensor 'vector': torch.float32 \[9\]"),
         (retensor(lambda tensors: tensors.update(masks=torch.zeros(3, 96))), "tensor 'masks': torch.float32"),
         (retensor(lambda tensors: tensors.update(more=torch.zeros(1))), "tensors 'more': missing, or of no task"),
+        (retensor(lambda tensors: tensors["rescalers"].neg_()), "rescalers .*: expected 0 to"),
+        (edit(lambda note: note.update(form="separate")), "form 'separate', the tensors are unified"),
+        (edit(lambda note: note.update(tensors_sha256="0" * 64)), "a write of both was cut short"),
+        (edit(lambda note: note["adapter"]["lora"].update(rank=3000)), "expected two sides, one of them the rank 3000"),
+        (edit(lambda note: note["adapter"]["parameters"].update(z=[-4, -4])), "dim 768, the parameters have|shape"),
+        (edit(lambda note: note["preprocessing"].update(image_size=1 << 20)), "image_size 1048576, at most 8192"),
+        (edit(lambda note: note["preprocessing"].update(mean=[])), "expected three numbers each"),
+        (edit(lambda note: note["tasks"]["left"].update(scale=1e300)), r"scale 1e\+300, at most"),
+        (edit(lambda note: note["backbone"].update(name="vit\nx: y")), "expected 1 to 255 bytes of printable"),
+        (strange_type, "no readable artifact"),
     ],
 )
 def test_what_is_no_artifact_is_refused_with_the_reason(

@@ -188,3 +188,25 @@ def test_behind_a_guard_the_order_of_arrival_changes_no_bit() -> None:
     first = state_after(method, updates, config)[0]
     for order in itertools.permutations(updates):
         assert equal(state_after(method, {site: updates[site] for site in order}, config)[0], first)
+
+
+def length_after(sent: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Root mean square of the server's vectors after a round behind a norm limit; each site sends constant vectors."""
+    method = PerTaskFedAvg(PROBLEM, RunConfig())
+    guard = Guard(method, {}, DefenceConfig(norm_limit=2.0))
+    for site, sizes in sent.items():
+        tensors = {f"adapter/{task}": torch.full((PROBLEM.dim,), size) for task, size in sizes.items()}
+        tensors |= {f"head/{task}": torch.ones(PROBLEM.head_shape(task)) for task in sizes}
+        guard.add(site, tuple(sizes), (1,) * len(sizes), tensors)
+    state = guard.finish()
+    return {name[8:]: float(state[name].square().mean().sqrt()) for name in state if name.startswith("adapter/")}
+
+
+def test_of_two_sites_nobody_can_tell_which_is_too_long() -> None:
+    """A tiny vector of one site would take the other's away."""
+    assert length_after({"honest": {"a": 3.0}, "hostile": {"b": 1e-20}})["a"] == pytest.approx(3)
+
+
+def test_what_is_zero_has_no_length_to_go_by() -> None:
+    found = length_after({"x": {"a": 3.0}, "y": {"a": 3.0}, "hostile": {"a": 0.0, "b": 1e9}})
+    assert found["b"] == pytest.approx(6)

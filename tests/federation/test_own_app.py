@@ -23,6 +23,7 @@ from matu.federation.flower.mod import matu_mod
 from matu.federation.flower.strategy import MatuStrategy
 from matu.methods.matu import Matu
 from matu.training import Weights
+from matu.wire import MAX_TASKS
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "peft-flower"
 IDS = ((1 << 63) + 5, 17, (1 << 64) - 2)
@@ -165,11 +166,14 @@ def test_who_does_not_fit_is_refused_and_the_others_go_on() -> None:
     other = {"right": (5, {"head.weight": torch.zeros(7)})}
     grid.nodes[98] = app_node(an_app([], held=lambda _: other), 98, partition_id=0)
     grid.nodes[97] = app_node(an_app([], held=lambda _: {"right": (0, {})}), 97, partition_id=0)
+    grid.nodes[96] = app_node(an_app([], held=lambda _: {"left": (5, {})}), 96, partition_id=0)  # nothing of its own
+    many = {f"task-{i}": (5, {"head.weight": torch.zeros(2)}) for i in range(MAX_TASKS + 1)}
+    grid.nodes[95] = app_node(an_app([], held=lambda _: many), 95, partition_id=0)
     strategy = MatuStrategy("matu", min_nodes=3, wire=EXACT)
     run(strategy, grid)
     assert strategy.federation is not None
     assert set(strategy.federation.clients) == {str(one) for one in IDS}
-    assert strategy._refused == {97, 98, 99}
+    assert strategy._refused == {95, 96, 97, 98, 99}
 
 
 def test_what_cannot_be_is_told() -> None:

@@ -124,6 +124,19 @@ def test_keys_are_what_tls_and_flower_read(tmp_path: Path) -> None:
     assert private.public_key() == public
 
 
+def test_a_public_key_that_was_never_written_is_made_from_the_private_one(tmp_path: Path) -> None:
+    make_certificates(tmp_path, ["fl.example.org"], ["north"], 30)
+    public, private = (tmp_path / "north.pub").read_bytes(), (tmp_path / "north.key").read_bytes()
+    (tmp_path / "north.pub").unlink()
+    assert make_certificates(tmp_path, ["fl.example.org"], ["north"], 30) == [tmp_path / "north.pub"]
+    assert ((tmp_path / "north.pub").read_bytes(), (tmp_path / "north.key").read_bytes()) == (public, private)
+    assert not list(tmp_path.glob(".*")), "no part of a file is left"
+    (tmp_path / "north.pub").unlink()
+    (tmp_path / "north.key").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"north.key: no private key that can be read"):
+        make_certificates(tmp_path, ["fl.example.org"], ["north"], 30)
+
+
 def shake_hands(folder: Path, authority: Path, host: str) -> None:
     """A TLS handshake in memory, strict as to what certificates may say; ssl.SSLError if it fails."""
     client = ssl.create_default_context(cafile=str(authority))

@@ -226,3 +226,15 @@ def test_names_are_checked(marked: dict[str, Path], tmp_path: Path) -> None:
     for name in ("../a", "", ".hidden", "a/b"):
         with pytest.raises(ConfigError, match="task name"):
             merge({name: marked["a"]}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.complex64, torch.float8_e4m3fn, torch.bool])
+def test_whole_weights_of_any_type_come_back_as_they_were(tmp_path: Path, dtype: torch.dtype) -> None:
+    head = torch.ones(2, 3).to(dtype)
+    folder = write_adapter(tmp_path / "a", draw_adapter(0) | {"head.weight": head})
+    merge({"a": folder, "b": write_adapter(tmp_path / "b", draw_adapter(1))}, tmp_path / "out")
+    restore(tmp_path / "out", "a", tmp_path / "back")
+    found = load_file(tmp_path / "back" / "adapter_model.safetensors")
+    (kept,) = [tensor for name, tensor in found.items() if name.endswith("head.weight")]
+    assert torch.equal(kept.view(torch.uint8), head.view(torch.uint8))
+    assert kept.dtype == dtype

@@ -25,6 +25,12 @@ from matu.merge import merge, restore
         ({"r": 0}, "at least 1"),
         ({"lora_alpha": "16"}, "lora_alpha"),
         ({"rank_pattern": {"(": 2}}, "no readable config"),
+        ({"rank_pattern": {"(a|a)*b": 2}}, "no repeated group"),
+        ({"alpha_pattern": {".*.*.*x": 2}}, "at most 2 repeats"),
+        ({"lora_alpha": 1e300}, "at most 1e"),
+        ({"lora_alpha": 10**400}, "at most 1e"),
+        ({"base_model_name_or_path": ["a"]}, "expected printable text"),
+        ({"base_model_name_or_path": "a\nlicense: mit"}, "expected printable text"),
     ],
 )
 def test_configs_that_mean_another_change(tmp_path: Path, config, message: str) -> None:
@@ -45,6 +51,10 @@ def test_configs_that_mean_another_change(tmp_path: Path, config, message: str) 
         (draw_adapter(0) | {"layer.0.q.lora_A.weight": torch.full((2, 6), torch.nan)}, r"layer.0.q.lora_A.*not finite"),
         (draw_adapter(0) | {"head.weight": torch.full((2, 6), torch.inf)}, r"head.weight: numbers that are not finite"),
         (draw_adapter(0, dtype=torch.float64), "float64, expected"),
+        (
+            draw_adapter(0) | {"head.weight": torch.full((2,), torch.nan).to(torch.float8_e4m3fn)},
+            r"head.weight: numbers that are not finite",
+        ),
     ],
 )
 def test_tensors_that_are_no_pairs_or_no_numbers(tmp_path: Path, tensors, message: str) -> None:

@@ -1,5 +1,7 @@
 """Backbones other than ViT: loaded, adapted, trained a step, at the checkpoint's size and at others."""
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from transformers import (
     SwinModel,
 )
 
+from matu.errors import DataError
 from matu.models import AdaptedModel, load_backbone
 
 PLAIN = {
@@ -61,3 +64,16 @@ def test_a_mixed_batch_has_the_features_of_its_images_one_by_one(family: str, tm
     for image, vector, found in zip(images, vectors, mixed, strict=True):
         model.load(vector)
         torch.testing.assert_close(found, model.features(image[None])[0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_code_that_a_backbones_folder_brings_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers would ask whether to run it; nobody is asked, and a "y" on stdin answers nothing."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "strange", "auto_map": {"AutoConfig": "conf.Mine", "AutoModel": "conf.Model"}})
+    )
+    (tmp_path / "conf.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).write_text('')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_backbone(str(tmp_path), image_size=32)
+    assert not (tmp_path / "ran").exists()

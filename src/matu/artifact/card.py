@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -147,7 +148,7 @@ def _code(note: Mapping[str, Any], plain: PlainModel, near: str, *, merged: bool
         imports.insert(0, "import peft")
         hint = "" if near or note["backbone"]["revision"] else "  # the path of its folder"
         loading = [
-            f'backbone = "{near or note["backbone"]["name"]}"{hint}',
+            f"backbone = {json.dumps(near or note['backbone']['name'])}{hint}",  # somebody's text, as a literal
             'config = transformers.AutoConfig.from_pretrained(".")',
             f"model = transformers.{kind}.from_pretrained(",
             f"    backbone, config=config, dtype=torch.float32{_keywords(given)}",

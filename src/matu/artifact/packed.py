@@ -16,7 +16,7 @@ from torch import Tensor
 from matu.errors import DataError
 from matu.methods.matu import pack as unified
 from matu.training import Weights
-from matu.wire import Numbers, pack, unpack
+from matu.wire import MAX_RESCALER, Numbers, pack, unpack
 from matu.wire.numbers import Code, read_numbers, write_numbers
 
 CODEC = Numbers("5bit")
@@ -105,6 +105,8 @@ class Packed:
                 raise DataError(f"tensor '{name}': {tensor.dtype} {list(tensor.shape)}, expected {expected}")
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise DataError(f"tensor '{name}': not finite")
+        if not bool(((rescalers := self.tensors["rescalers"]) >= 0).all() and (rescalers <= MAX_RESCALER).all()):
+            raise DataError(f"rescalers {rescalers.tolist()[:8]}: expected 0 to {MAX_RESCALER:g}")
 
 
 def _wanted(tasks: Sequence[str], dim: int, *, separate: bool) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -27,11 +28,12 @@ from matu.models import AdaptedModel
 from matu.tasks import Task
 from matu.training import Objective, Trainer, Weights, build_trainer
 from matu.vectors import Layout
+from matu.wire import MAX_RESCALER, is_name
 
-FORMAT = 2
+FORMAT = 3
 KIND = "federated"
 NOTE, TENSORS, CARD = "artifact.json", "artifact.safetensors", "README.md"
-MAX_DIM = 1 << 30
+MAX_DIM, MAX_IMAGE_SIZE = 1 << 28, 1 << 13
 _LORA = ("rank", "alpha", "targets", "adapter_seed", "start_b")
 
 
@@ -116,9 +118,11 @@ class Artifact:
     def write(self, folder: Path) -> None:
         """Write its three files; the folder is made if missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / TENSORS, bytes_of_tensors(self.packed.tensors))
-        write_atomic(folder / CARD, model_card(self.note).encode())
-        write_atomic(folder / NOTE, json.dumps(self.note, indent=1, allow_nan=False).encode() + b"\n")
+        tensors = bytes_of_tensors(self.packed.tensors)
+        note = self.note | {"tensors_sha256": hashlib.sha256(tensors).hexdigest()}
+        write_atomic(folder / TENSORS, tensors)
+        write_atomic(folder / CARD, model_card(note).encode())
+        write_atomic(folder / NOTE, json.dumps(note, indent=1, allow_nan=False).encode() + b"\n")
 
 
 def save_artifact(
@@ -194,15 +198,21 @@ def load_artifact(folder: Path) -> Artifact:
         layout = _layout(note)
         if not layout.dim == note["adapter"]["dim"] <= MAX_DIM:
             raise DataError(f"dim {note['adapter']['dim']}, the parameters have {layout.dim}, at most {MAX_DIM}")
-        _config(note, note["backbone"]["name"])
-        if not note["tasks"] or not all(about["classes"] for about in note["tasks"].values()):
-            raise DataError(f"{NOTE}: no tasks, or one without classes")
-        packed = Packed(tuple(note["tasks"]), layout.dim, tensors_of_bytes((place / TENSORS).read_bytes()))
+        _check_values(note)
+        raw = (place / TENSORS).read_bytes()
+        packed = Packed(tuple(note["tasks"]), layout.dim, tensors_of_bytes(raw))
+        if note["form"] != (form := "separate" if packed.separate else "unified"):
+            raise DataError(f"{NOTE}: form '{note['form']}', the tensors are {form}")
         width = note["backbone"]["features"] + 1
         packed.check({task: (len(about["classes"]), width) for task, about in note["tasks"].items()})
+        if hashlib.sha256(raw).hexdigest() != note["tensors_sha256"]:
+            raise DataError(f"{TENSORS} is not what {NOTE} was written with: a write of both was cut short")
     except (DataError, ConfigError) as error:
         raise DataError(f"{place}: {error}") from error
-    except (OSError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    # a type that torch lacks is a KeyError of safetensors', a shape below zero a RuntimeError of torch's
+    except (
+        OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError, safetensors.SafetensorError
+    ) as error:  # fmt: skip
         raise DataError(f"{place}: no readable artifact ({error})") from error
     return Artifact(note, packed)
 
@@ -220,6 +230,27 @@ def artifact_folder(folder: Path) -> Path:
 def _layout(note: Mapping[str, Any]) -> Layout:
     parameters = note["adapter"]["parameters"]
     return Layout(tuple(parameters), tuple(map(tuple, parameters.values())))
+
+
+def _check_values(note: Mapping[str, Any]) -> None:
+    """Numbers that fit each other, in bounds, and names that may be shown; DataError or ConfigError."""
+    _config(note, note["backbone"]["name"])
+    rank, pixels, tasks = note["adapter"]["lora"]["rank"], note["preprocessing"], note["tasks"]
+    for name, shape in note["adapter"]["parameters"].items():
+        if len(shape) != 2 or min(shape) < 1 or rank not in shape:
+            raise DataError(f"parameter '{name[:80]}': shape {shape}, expected two sides, one of them the rank {rank}")
+    if pixels["image_size"] > MAX_IMAGE_SIZE:
+        raise DataError(f"image_size {pixels['image_size']}, at most {MAX_IMAGE_SIZE}")
+    if len(pixels["mean"]) != 3 or len(pixels["std"]) != 3 or min(pixels["std"]) <= 0:
+        raise DataError(f"mean {pixels['mean']}, std {pixels['std']}: expected three numbers each, std above 0")
+    if not tasks or not all(about["classes"] for about in tasks.values()):
+        raise DataError(f"{NOTE}: no tasks, or one without classes")
+    for name in (note["backbone"]["name"], *tasks):
+        if not is_name(name):
+            raise DataError(f"{NOTE}: {name[:40]!r}: expected 1 to 255 bytes of printable text")
+    for task, about in tasks.items():
+        if abs(about["scale"]) > MAX_RESCALER:
+            raise DataError(f"task '{task}': scale {about['scale']:g}, at most {MAX_RESCALER:g} either way")
 
 
 def _config(note: Mapping[str, Any], backbone: str) -> RunConfig:
@@ -245,6 +276,7 @@ def _check_kind(note: Any) -> None:
 
 _NOTE: dict[str, Any] = {
     "form": str,
+    "tensors_sha256": str,
     "backbone": {"name": str, "revision": str | None, "sha256": str, "features": int},
     "adapter": {
         "fingerprint": str,

@@ -23,6 +23,8 @@ from matu.errors import DataError
 from matu.methods import Method, Round, State
 from matu.training import Weights
 
+FEWEST = 3
+"""Sites that a median is taken of."""
 NUMBERS = 1 << 20
 """Coordinates times holders that are trimmed at a time."""
 
@@ -104,14 +106,21 @@ class Guard:
         return self.inner.finish()
 
     def _bound(self, rows: np.ndarray) -> None:
-        """Scale what is longer than so many times the round's median down to that; vectors and heads apart."""
+        """Scale what is longer than so many times the round's median down to that; vectors and heads apart.
+
+        The median is over sites, of each the median over its tasks, and what is zero has no length to go by. Of two
+        sites nobody can tell which one is too long, so it takes three.
+        """
         for what, part in (("vector", lambda k: (k.start, k.start + k.vector)),
                            ("head", lambda k: (k.start + k.vector, k.start + k.size))):  # fmt: skip
             sizes = {one: _root_mean_square(rows[slice(*part(one))]) for one in self._kept}
-            sites = {one.site for one in self._kept}
-            middle = median_low(median_low(size for one, size in sizes.items() if one.site == site) for site in sites)
-            if not middle:  # most send nothing: there is no length to go by
+            by_site: dict[str, list[float]] = {}
+            for one, size in sizes.items():
+                if size:
+                    by_site.setdefault(one.site, []).append(size)
+            if len(by_site) < FEWEST:
                 continue
+            middle = median_low(map(median_low, by_site.values()))
             limit = self.config.norm_limit * middle
             for one, size in sizes.items():
                 if size > limit:

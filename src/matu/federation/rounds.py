@@ -25,6 +25,8 @@ LONGEST_REASON = 300
 """Characters of a reason that are kept: it may quote what somebody sent."""
 SILENT_ROUNDS = 3
 """Rounds in a row that nobody answers, after which a run stops."""
+SILENT_SITES = 5
+"""Sites, or all that there are, that must have been asked in these rounds: one that never answers stops nobody."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,6 @@ def run_rounds(
     MatuError
         If nobody answers in several rounds in a row, or the numbers leave their range.
     """
-    _stop_if_silent(progress)  # a resumed run that had stopped for this stays stopped
     mark = time.perf_counter()
     for number in range(progress.round + 1, federation.rounds + 1):
         before(number)
@@ -115,13 +116,11 @@ def run_rounds(
         mark = now
         record(line)
         save(progress)
-        _stop_if_silent(progress, f"; the last reasons: {line['failures']}")
+        silent = progress.totals.silent_rounds
+        asked = {site for back in range(silent) for site in federation.sample(number - back)}
+        if silent >= SILENT_ROUNDS and len(asked) >= min(SILENT_SITES, len(federation.clients)):
+            raise MatuError(f"nobody answered in {silent} rounds in a row; the last reasons: {line['failures']}")
     return progress
-
-
-def _stop_if_silent(progress: Progress, reasons: str = "") -> None:
-    if progress.totals.silent_rounds >= SILENT_ROUNDS:
-        raise MatuError(f"nobody answered in {SILENT_ROUNDS} rounds in a row{reasons}")
 
 
 def _one_round(federation: Federation, progress: Progress, number: int) -> tuple[Progress, dict[str, Any]]:

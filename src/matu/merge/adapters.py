@@ -22,6 +22,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 """What PEFT puts before the base model's own names."""
 
+MAX_NUMBER, MAX_REPEATS = 1e6, 2
+"""Of ranks and alphas; of `*`, `+` and `{` in a key of `rank_pattern` or `alpha_pattern`."""
+
 _PAIRS = {"lora_A.weight": "lora_B.weight", "lora_embedding_A": "lora_embedding_B"}
 _KNOWN = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
@@ -131,8 +134,12 @@ class Adapter:
         return otherwise
 
     def raw(self, key: str) -> Tensor:
-        """A tensor as it is in the file."""
-        return self._file.get_tensor(key)
+        """A tensor as it is in the file; DataError if it is of a type that torch lacks."""
+        try:
+            found: Tensor = self._file.get_tensor(key)
+        except (KeyError, safetensors.SafetensorError) as error:
+            raise DataError(f"{self.path}: {key}: cannot be read ({error})") from error
+        return found
 
     def tensor(self, key: str) -> Tensor:
         """A LoRA matrix, float32; DataError if it is not of finite floating-point numbers."""
@@ -162,11 +169,16 @@ def _read_config(path: Path) -> dict[str, Any]:
         patterns = (config.get(name) or {} for name in ("rank_pattern", "alpha_pattern"))
         for pattern in patterns:
             for key, value in pattern.items():
-                re.compile(key)
+                _check_pattern(key)
                 _check_numbers({"r": value, "lora_alpha": value})
+        for key in ("base_model_name_or_path", "revision"):
+            if not isinstance(text := config.get(key) or "", str) or not text.isprintable():
+                raise ValueError(f"{key} {text!r}, expected printable text")
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, re.error
+    ) as error:  # fmt: skip
         raise DataError(
             f"{path}: no readable config of a PEFT LoRA adapter ({type(error).__name__}: {error})"
         ) from error
@@ -188,11 +200,18 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def _check_pattern(key: str) -> None:
+    """A regular expression that a stranger wrote: one that may take for ever is refused."""
+    re.compile(key)
+    if re.search(r"\)[*+?{]", key) or len(re.findall(r"[*+{]", key)) > MAX_REPEATS:
+        raise ValueError(f"pattern {key[:80]!r}, expected no repeated group, and at most {MAX_REPEATS} repeats")
+
+
 def _check_numbers(config: dict[str, Any]) -> None:
     for key in ("r", "lora_alpha"):
         value = config[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{key} {value!r}, expected a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+            raise ValueError(f"{key} {str(value)[:20]}, expected a number, at most {MAX_NUMBER:g}")
     if config["r"] < 1:
         raise ValueError(f"r {config['r']}, expected at least 1")
 

@@ -20,9 +20,8 @@ from matu.merge.adapters import CONFIG, WEIGHTS, Adapter, require_one_base
 from matu.merge.card import card
 from matu.merge.factors import product
 from matu.merge.forms import Form, SharedStart, WeightChange
-from matu.merge.merged import FORMAT, HEADS, MASK, NOTE, START, TASK_NAME, UNIFIED, VECTOR, Merged
+from matu.merge.merged import FORMAT, HEADS, MASK, NOTE, START, TASK_NAME, UNIFIED, VECTOR, Merged, write_tensors
 from matu.merge.start import Start, read_mark
-from matu.merge.tensor_file import tensor_file
 from matu.vectors.merging import KEEP, SCALE, Trim, agreeing_mean
 from matu.vectors.unify import elect
 from matu.wire import pack
@@ -156,7 +155,7 @@ def _norm(adapter: Adapter) -> float:
     squares = [product(f, f) for module in adapter.pairs if (f := adapter.factors(module)) is not None]
     for key in adapter.kept:
         whole = adapter.raw(key)
-        if whole.is_floating_point() and not torch.isfinite(whole).all():
+        if whole.is_floating_point() and not torch.isfinite(whole.double()).all():
             raise DataError(f"{adapter.path}: {key}: numbers that are not finite")
     return math.sqrt(math.fsum(squares))
 
@@ -196,22 +195,19 @@ def compared(what: str, square: float, found: float, inner: float, scale: float 
 def _unify(form: Form, count: int, out: Path) -> list[dict[str, float | None]]:
     """Write `unified.safetensors`: what `matu.unify` makes of all parts in a row, part by part."""
     likeness = _Likeness(count)
-    matrices = [name for pair in form.pairs.values() for name in (pair.a, pair.b)]
-    names = [prefix + name for name in matrices for prefix in (VECTOR, MASK)]
-    with tensor_file(out / UNIFIED, [*names, "rescalers"]) as add:
-        for part in form.parts(exact=False):
-            vectors = part.vectors.flatten(1)
-            vector, masks = elect(vectors)
-            likeness.add(vectors, (torch.where(mask, vector, 0) for mask in masks))
-            for name, base in part.bases.items():
-                add(START + name, base)
-            add(VECTOR + part.name, vector.view(part.start.shape))
-            bits = b"".join(pack(mask.numpy()) for mask in masks)
-            add(MASK + part.name, torch.frombuffer(bytearray(bits), dtype=torch.uint8).view(count, -1))
-        rescalers = torch.tensor(likeness.rescalers(), dtype=torch.float32)
-        if not torch.isfinite(rescalers).all():
-            raise DataError("the adapters are too unlike in size: a rescaler is beyond float32")
-        add("rescalers", rescalers)
+    found: dict[str, Tensor] = {}
+    for part in form.parts(exact=False):
+        vectors = part.vectors.flatten(1)
+        vector, masks = elect(vectors)
+        likeness.add(vectors, (torch.where(mask, vector, 0) for mask in masks))
+        found |= {START + name: base for name, base in part.bases.items()}
+        found[VECTOR + part.name] = vector.view(part.start.shape)
+        bits = b"".join(pack(mask.numpy()) for mask in masks)
+        found[MASK + part.name] = torch.frombuffer(bytearray(bits), dtype=torch.uint8).view(count, -1)
+    found["rescalers"] = rescalers = torch.tensor(likeness.rescalers(), dtype=torch.float32)
+    if not torch.isfinite(rescalers).all():
+        raise DataError("the adapters are too unlike in size: a rescaler is beyond float32")
+    write_tensors(out / UNIFIED, found)
     return likeness.by_task(rescalers.tolist())
 
 
@@ -229,14 +225,13 @@ def _merge_into_one(
     form: Form, rule: Callable[[Tensor], Tensor], count: int, out: Path
 ) -> list[dict[str, float | None]]:
     """Write one adapter for all tasks."""
-    likeness = _Likeness(count)
-    with tensor_file(out / WEIGHTS, [name for pair in form.pairs.values() for name in (pair.a, pair.b)]) as add:
-        for part in form.parts(exact=True):
-            vectors = part.vectors.flatten(1)
-            merged = rule(vectors)
-            likeness.add(vectors, repeat(merged, count))
-            for name, matrix in form.whole(part, merged.view(part.start.shape)):
-                add(name, matrix)
+    likeness, found = _Likeness(count), dict[str, Tensor]()
+    for part in form.parts(exact=True):
+        vectors = part.vectors.flatten(1)
+        merged = rule(vectors)
+        likeness.add(vectors, repeat(merged, count))
+        found |= form.whole(part, merged.view(part.start.shape))
+    write_tensors(out / WEIGHTS, found)
     return likeness.by_task([1.0] * count)
 
 
@@ -245,9 +240,7 @@ def _write_heads(adapters: Sequence[Adapter], out: Path) -> None:
     for adapter in adapters:
         if adapter.kept:
             (out / HEADS).mkdir(exist_ok=True)
-            with tensor_file(out / HEADS / f"{adapter.name}.safetensors", adapter.kept) as add:
-                for key in adapter.kept:
-                    add(key, adapter.raw(key))
+            write_tensors(out / HEADS / f"{adapter.name}.safetensors", {key: adapter.raw(key) for key in adapter.kept})
 
 
 def _weight_likeness(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,18 @@ from typing import Any
 import safetensors
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from matu.errors import ConfigError, DataError
 from matu.files import new_folder
 from matu.merge.adapters import CONFIG, WEIGHTS
 from matu.merge.start import start_of
-from matu.merge.tensor_file import tensor_file
 from matu.wire import unpack
 
 FORMAT, NOTE, UNIFIED, HEADS = 2, "artifact.json", "unified.safetensors", "heads"
 TASK_NAME = re.compile(r"[^\W_][\w.+-]{0,99}")
+WHOLE = torch.contiguous_format
 VECTOR, MASK, START = "vector.", "mask.", "start."
 """What stands before a matrix's name in `unified.safetensors`."""
 
@@ -32,7 +33,7 @@ def is_merged(folder: Path) -> bool:
     """Whether `matu merge` wrote the folder."""
     try:
         note = json.loads((folder / NOTE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(note, dict) and note.get("kind") == "merged"
 
@@ -44,7 +45,7 @@ def merged_tasks(folder: Path) -> list[str]:
 
 
 def restore(folder: Path, task: str, to: Path) -> None:
-    """Write one task's adapter as plain PEFT reads it, tensor by tensor.
+    """Write one task's adapter as plain PEFT reads it.
 
     Parameters
     ----------
@@ -67,14 +68,23 @@ def restore(folder: Path, task: str, to: Path) -> None:
         if task not in merged.tasks:
             raise ConfigError(f"{folder}: no task {task!r}; it has {', '.join(merged.tasks)}")
         heads = merged.heads(task)
-        with tensor_file(out / WEIGHTS, [*merged.names, *heads]) as add:
-            for name, (tensor,) in merged.matrices([task]):
-                add(name, tensor)
-            for name, read in heads.items():
-                add(name, read())
+        tensors = {name: tensor for name, (tensor,) in merged.matrices([task])}
+        write_tensors(out / WEIGHTS, tensors | {name: read() for name, read in heads.items()})
         (out / CONFIG).write_text(json.dumps(merged.config(task), indent=1))
         if merged.start:
             merged.start.mark(out)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file as the libraries write it; DataError for a type that it has no name for."""
+    whole = {  # what is a piece of something larger would be written with it
+        name: t.contiguous() if t.untyped_storage().nbytes() == t.nbytes else t.clone(memory_format=WHOLE)
+        for name, t in tensors.items()
+    }
+    try:
+        save_file(whole, path, {"format": "pt"})
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path.name}: a tensor that safetensors cannot hold ({error})") from error
 
 
 class Merged:

@@ -90,11 +90,12 @@ def load_backbone(
     source = locate(name, models_root)
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(source, revision=revision)
+            config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
             _check_image_size(name, config, image_size)
             module = AutoModel.from_pretrained(
-                source, revision=revision, attn_implementation="eager", use_safetensors=True, **without_pooler(config)
-            )
+                source, revision=revision, attn_implementation="eager", use_safetensors=True, trust_remote_code=False,
+                **without_pooler(config),
+            )  # fmt: skip
             module = module.float().eval().requires_grad_(False)
             digest = _digest(module)
             _interpolate_positions(module, config, image_size)

@@ -126,7 +126,7 @@ def _classifier(model: AdaptedModel, source: str, head: Tensor, classes: Sequenc
 
 def _encoder(model: AdaptedModel, source: str, head: Tensor, classes: Sequence[str]) -> PlainModel:
     """The library's encoder; the head stands beside it."""
-    config = AutoConfig.from_pretrained(source, revision=model.backbone.revision)
+    config = AutoConfig.from_pretrained(source, revision=model.backbone.revision, trust_remote_code=False)
     plain, loaded = _load("AutoModel", model, source, classes, **without_pooler(config))
     return PlainModel(_adapted(plain, model, "", None), head, loaded, _resized(plain, model))
 
@@ -136,7 +136,7 @@ def _load(
 ) -> tuple[Any, tuple[str, dict[str, Any]]]:
     """The backbone as a class of the library, and how it was loaded."""
     revision = model.backbone.revision
-    config = AutoConfig.from_pretrained(source, revision=revision)
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: i for i, name in enumerate(classes)}
     extra |= {"revision": revision} if revision else {}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -20,10 +20,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
+    load_ssh_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from matu.errors import ConfigError
+from matu.files import whole_or_none
 
 CURVE = ec.SECP384R1()
 
@@ -72,8 +74,13 @@ def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str], 
         if not (folder / f"{site}.key").is_file():
             own = ec.generate_private_key(CURVE)
             private = own.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-            public = own.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
             made += [_write(folder / f"{site}.key", private, 0o600)]
+        if not (folder / f"{site}.pub").is_file():
+            try:
+                pair = load_ssh_private_key((folder / f"{site}.key").read_bytes(), None)
+            except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+                raise ConfigError(f"{folder / f'{site}.key'}: no private key that can be read ({error})") from error
+            public = pair.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
             made += [_write(folder / f"{site}.pub", public + f" {site}\n".encode(), 0o644)]
     return made
 
@@ -205,7 +212,7 @@ def _public(path: Path, certificate: x509.Certificate) -> Path:
 
 
 def _write(path: Path, content: bytes, mode: int) -> Path:
-    """A new file, never readable by others for a moment."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    """A new file, whole or not there, never readable by others for a moment."""
+    with whole_or_none(path) as part, open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
     return path

@@ -29,7 +29,7 @@ from matu.federation.transport import InProcess
 from matu.methods import Problem, State
 from matu.seeds import stream
 from matu.vectors import Layout
-from matu.wire import MAX_SAMPLES, Header, encode, is_name
+from matu.wire import MAX_SAMPLES, MAX_TASKS, Header, encode, is_name
 
 LOG = logging.getLogger("flwr")
 LOOK_EVERY_S = 1.0
@@ -222,10 +222,15 @@ class MatuStrategy(Strategy):
         bad = [
             str(task)[:80] for task, count, size in pairs
             if not (isinstance(task, str) and is_name(task) and type(count) is int and 1 <= count <= MAX_SAMPLES)
-            or type(size) is not int or not 0 <= size <= MAX_HEAD
+            or type(size) is not int or not 1 <= size <= MAX_HEAD
         ]  # fmt: skip
-        if bad or not pairs or len({task for task, _, _ in pairs}) != len(pairs):
-            raise DataError(f"tasks {', '.join(bad) or 'none, or one twice'}: expected names, with 1 example or more")
+        if bad or not 1 <= len(pairs) <= MAX_TASKS or len({task for task, _, _ in pairs}) != len(pairs):
+            raise DataError(
+                f"tasks {', '.join(bad) or 'none, one twice, or too many'}: expected 1 to {MAX_TASKS} names, each "
+                f"with 1 example or more and 1 to {MAX_HEAD} numbers of its own"
+            )
+        if (numbers := sum(size for _, _, size in pairs)) > MAX_HEAD:
+            raise DataError(f"{numbers} numbers in the tasks' own arrays, at most {MAX_HEAD} can be")
         for task, _, size in pairs:
             if self._heads.get(task, size) != size:
                 raise DataError(f"task '{task}': its own arrays hold {size} numbers, elsewhere {self._heads[task]}")
