@@ -27,7 +27,7 @@ MAX_RESCALER = float(1 << 20)
 """Larger ones are refused: an honest one is the ratio of two sums of magnitudes."""
 MAX_NUMBER = {"train": 2.0**64, "evaluate": 2.0**64, "update": 2.0**40}
 """Larger ones are refused. An update's numbers count with its largest rescaler: a server's means of them, and what it
-makes of means, then stay within what a downlink may hold."""
+makes of a few of them, then stay within what a downlink may hold."""
 _COUNT = struct.Struct("<H")
 _PART = struct.Struct("<BI")
 
