@@ -54,7 +54,7 @@ def test_a_comparison_is_no_run() -> None:
         ("[tasks]\ntasks = [1]", "expected text"),
         ("[tasks]\nskip_bad_images = 1", "expected true or false"),
         ("[matu]\nrule = 'mean'", "'mean'; expected one of average, half_sum, literal, off"),
-        ("tasks = 3", r"expected a section \[tasks\]"),
+        ("tasks = 3", r"\[tasks\]: expected a section"),
         ("[tasks", "cannot be read as TOML"),
     ],
 )

@@ -8,7 +8,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -290,7 +290,7 @@ def read_table(path: Path) -> dict[str, Any]:
 
 def config_of(table: dict[str, Any], where: str) -> RunConfig:
     """A configuration from a table of sections; ConfigError, naming `where`, for what does not fit."""
-    config: RunConfig = _from_table(RunConfig, table, where)
+    config: RunConfig = from_table(RunConfig, table, where)
     return config
 
 
@@ -317,8 +317,16 @@ def write_config(config: RunConfig) -> bytes:
     return tomli_w.dumps(dataclasses.asdict(config)).encode()
 
 
-def _from_table(kind: Any, table: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+def from_table(kind: Any, table: Any, where: str) -> Any:
+    """A dataclass from a table of its fields, sections within; ConfigError, naming `where`, for what does not fit."""
+    return kind(**values_of(kind, table, where))
+
+
+def values_of(kind: Any, table: Any, where: str, *, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a dataclass's fields in a table, typed; those to `leave` are not known here."""
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where}: expected a section, found {table!r}")
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in leave}
     unknown = sorted(set(table) - set(hints))
     if unknown:
         raise ConfigError(f"{where}: unknown {', '.join(map(repr, unknown))}; known are {', '.join(hints)}")
@@ -326,12 +334,10 @@ def _from_table(kind: Any, table: dict[str, Any], where: str) -> Any:
     for name, value in table.items():
         place = f"{where}: {name}"
         if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise ConfigError(f"{place}: expected a section [{name}], found {value!r}")
-            values[name] = _from_table(hints[name], value, f"{where} [{name}]")
+            values[name] = from_table(hints[name], value, f"{where} [{name}]")
         else:
             values[name] = _typed(hints[name], value, place)
-    return kind(**values)
+    return values
 
 
 def _typed(hint: Any, value: Any, place: str) -> Any:

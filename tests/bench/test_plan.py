@@ -166,7 +166,7 @@ def test_a_file_describes_a_comparison(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[compare]\nmethod = 'matu'", r"\[compare\]: unknown method; known are methods, seeds"),
+        ("[compare]\nmethod = 'matu'", r"\[compare\]: unknown 'method'; known are methods, seeds"),
         ("[compare]\nmethods = 'matu'", "expected a list"),
         ("[compare]\nseeds = [0.5]", "seeds"),
         ("[compare]\ntune_rounds = 'a'", "tune_rounds"),

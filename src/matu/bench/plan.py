@@ -14,6 +14,7 @@ from typing import Any
 
 import tomli_w
 
+from matu.bench.report import REFERENCES
 from matu.config import (
     FederationConfig,
     RunConfig,
@@ -22,12 +23,12 @@ from matu.config import (
     config_of,
     config_table,
     read_table,
+    values_of,
 )
 from matu.errors import ConfigError
 from matu.methods import find_method, method_name, method_names, method_source
 from matu.methods.base import parse_options
 
-REFERENCES = ("individual", "local")
 SHARED = ("tasks", "machine")
 """Sections that no setting and no method may change; nor may they change the backbone."""
 PLANNED = ("method", "options", "learning_rate", "reference", "held_out")
@@ -324,28 +325,11 @@ def read_comparison(path: Path) -> Comparison:
 def comparison_of(table: Mapping[str, Any], where: str) -> Comparison:
     """The comparison in a table as `Comparison.table` gives it."""
     run = {name: section for name, section in table.items() if name not in ("compare", "settings")}
-    rest, settings = table.get("compare", {}), table.get("settings", {})
-    known = [f for f in dataclasses.fields(Comparison) if f.name not in ("base", "settings")]
-    unknown = sorted(set(rest) - {f.name for f in known})
-    if unknown:
-        raise ConfigError(
-            f"{where} [compare]: unknown {', '.join(unknown)}; known are {', '.join(f.name for f in known)}"
-        )
+    settings = table.get("settings", {})
+    rest = values_of(Comparison, table.get("compare", {}), f"{where} [compare]", leave=("base", "settings"))
     if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
         raise ConfigError(f"{where}: expected sections [settings.NAME], found {settings!r}")
-    values = {f.name: _value(f.default, rest[f.name], f"{where} [compare]: {f.name}") for f in known if f.name in rest}
-    return Comparison(config_of(run, where), settings, **values)
-
-
-def _value(default: Any, value: Any, where: str) -> Any:
-    if isinstance(default, tuple):
-        kind = type(default[0]) if default else str
-        if not isinstance(value, list) or not all(type(one) in (kind, int) and type(one) is not bool for one in value):
-            raise ConfigError(f"{where}: {value!r}; expected a list like {list(default) or ['matu']}")
-        return tuple(kind(one) for one in value)
-    if type(value) not in (type(default), int) or isinstance(value, bool):
-        raise ConfigError(f"{where}: {value!r}; expected something like {default!r}")
-    return type(default)(value)
+    return Comparison(config_of(run, where), settings, **rest)
 
 
 def write_comparison(comparison: Comparison) -> bytes:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matu.config import RunConfig, config_of, read_table
+from matu.config import RunConfig, config_of, from_table, read_table
 from matu.errors import ConfigError
+from matu.federation.address import host_port
 from matu.wire import is_name
 
 
@@ -55,9 +55,7 @@ class ServerFile:
     def check(self) -> None:
         """Raise ConfigError for what cannot work."""
         self.config.check()
-        host, _, port = self.listening.address.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-            raise ConfigError(f"[server] address {self.listening.address!r}, expected host:port")
+        host_port(self.listening.address, "[server] address")
         if self.listening.min_sites < 1 or not 0 <= self.listening.deadline_s < float("inf"):
             raise ConfigError(
                 f"[server] min_sites {self.listening.min_sites}, deadline_s {self.listening.deadline_s}: expected 1 or "
@@ -80,22 +78,13 @@ def read_server(path: Path) -> ServerFile:
     table = read_table(path)
     listening, sites = table.pop("server", {}), table.pop("sites", {})
     found = ServerFile(
-        config_of(table, str(path)), _listening(listening, path), _sites(sites, path), path.resolve().parent
+        config_of(table, str(path)),
+        from_table(Listening, listening, f"{path} [server]"),
+        _sites(sites, path),
+        path.resolve().parent,
     )
     found.check()
     return found
-
-
-def _listening(table: Any, path: Path) -> Listening:
-    known = {f.name: f for f in dataclasses.fields(Listening)}
-    if not isinstance(table, dict) or set(table) - set(known):
-        raise ConfigError(f"{path} [server]: unknown {sorted(set(table) - set(known))}; known are {', '.join(known)}")
-    for name, value in table.items():
-        kind = type(known[name].default)
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ConfigError(f"{path} [server]: {name} = {value!r}, expected something like {known[name].default!r}")
-    values: dict[str, Any] = {n: float(v) if n == "deadline_s" else v for n, v in table.items()}
-    return Listening(**values)
 
 
 def _sites(table: Any, path: Path) -> dict[str, tuple[str, ...]]:

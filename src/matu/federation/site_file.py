@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from matu.config import RunConfig, config_of, read_table
 from matu.errors import ConfigError
+from matu.federation.address import host_port
 from matu.roots import Roots
 from matu.tasks.cache import default_cache_dir
 from matu.wire import is_name
@@ -78,9 +79,7 @@ def read_site(path: Path) -> SiteFile:
         raise ConfigError(f"{path}: {', '.join(missing)} missing; a site has a name, a server (host:port) and [tasks]")
     if not is_name(table["name"]):
         raise ConfigError(f"{path}: name {table['name']!r}, expected 1 to 255 bytes of printable text")
-    host, _, port = table["server"].rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"{path}: server {table['server']!r}, expected host:port")
+    host_port(table["server"], f"{path}: server")
     here = path.resolve().parent
 
     def place(name: str, variable: str = "") -> Path | None:

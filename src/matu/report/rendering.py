@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from matu.report.charts import sized
 from matu.report.console import span
@@ -20,7 +19,7 @@ def render(template: str, **content: Any) -> str:
     """A page from its template: what is filled in is escaped, and no script but the template's own may run."""
     script = (Path(__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _templates().get_template(template).render(script=Markup(script), script_sha256=digest, **content)
+    return _templates().get_template(template).render(script=script, script_sha256=digest, **content)
 
 
 @cache

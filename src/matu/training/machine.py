@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def _keep_freed_memory() -> None:
         libc.mallopt(_M_ARENA_MAX, cores() + 1)  # else every thread that ever trained keeps what it freed to itself
 
 
-def decide(config: RunConfig, models_root: os.PathLike[str] | None = None, *, jobs: int = 1) -> MachineConfig:
+def decide(config: RunConfig, models_root: Path | None = None, *, jobs: int = 1) -> MachineConfig:
     """The machine settings with every "auto" and 0 replaced by what measures best here: threads, precision, together.
 
     A setting must be a tenth faster than the plainer one before it: a tie is noise. Of several trainings at work at a
@@ -113,20 +114,19 @@ def room(machine: MachineConfig, most: int) -> int:
 
 def build_trainer(
     config: RunConfig,
-    models_root: os.PathLike[str] | None,
+    models_root: Path | None,
     device: torch.device,
     precision: str,
     revision: str | None = None,
     jobs: int = 1,
 ) -> Trainer:
     """The backbone (of the hub: at any revision) with its adapter, ready to train; with a crew for several jobs."""
-    from pathlib import Path
-
     m = config.model
-    root = None if models_root is None else Path(models_root)
 
     def built() -> AdaptedModel:
-        backbone = load_backbone(m.backbone, image_size=config.tasks.image_size, models_root=root, revision=revision)
+        backbone = load_backbone(
+            m.backbone, image_size=config.tasks.image_size, models_root=models_root, revision=revision
+        )
         return AdaptedModel(
             backbone, rank=m.rank, alpha=m.alpha, targets=m.targets, adapter_seed=m.adapter_seed, start_b=m.start_b,
             device=device, low_precision=precision == "bfloat16",
@@ -143,7 +143,7 @@ def build_trainer(
 def _images_per_second(
     config: RunConfig,
     machines: Sequence[MachineConfig],
-    models_root: os.PathLike[str] | None,
+    models_root: Path | None,
     clock: Callable[[], float],
 ) -> list[float]:
     """Best of three short bursts of training steps on noise, in turn, after a warm-up; fewer where they take long."""

@@ -25,9 +25,11 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from matu.errors import ConfigError
+from matu.federation.address import host_port
 from matu.files import whole_or_none
 
 CURVE = ec.SECP384R1()
+GREET_S = 5.0
 
 
 def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str], days: int) -> list[Path]:
@@ -115,7 +117,7 @@ def check_server(folder: Path) -> None:
         raise ConfigError(f"{folder / 'server.key'}: is not the key of {folder / 'server.pem'}")
 
 
-def greet(address: str, authority: Path, timeout_s: float = 5.0) -> str | None:
+def greet(address: str, authority: Path) -> str | None:
     """Shake hands with a server as a site will.
 
     Returns
@@ -128,12 +130,12 @@ def greet(address: str, authority: Path, timeout_s: float = 5.0) -> str | None:
     ConfigError
         If who answers is not the server: no TLS, another authority, an expired certificate, another name.
     """
-    host, _, port = address.rpartition(":")
+    host, port = host_port(address, "server")
     read_certificate(authority)
     context = ssl.create_default_context(cafile=str(authority))
     try:
         with (
-            socket.create_connection((host, int(port)), timeout_s) as plain,
+            socket.create_connection((host, port), GREET_S) as plain,
             context.wrap_socket(plain, server_hostname=host),
         ):
             return None

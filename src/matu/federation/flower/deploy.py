@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from matu.errors import ConfigError, MatuError
+from matu.federation.address import host_port, require_here
 from matu.federation.flower.certificates import check_server
 from matu.federation.flower.orders import FlowerError, Orders
 from matu.federation.flower.processes import last_lines, process_of, size_of, text_of
@@ -144,11 +145,14 @@ class Deployment:
                 opened.execute("VACUUM")
                 opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    @property
+    def _address(self) -> tuple[str, int]:
+        return host_port(self.server.listening.address, "[server] address")
+
     def _check(self) -> None:
-        host = self.server.listening.address.rpartition(":")[0]
-        if self.insecure and not self.anywhere and host not in ("127.0.0.1", "localhost", "::1"):
-            raise ConfigError(f"--insecure: only on 127.0.0.1, and the address is {host}; or also --insecure-anywhere")
-        if not self.insecure:
+        if self.insecure:
+            require_here(self._address[0], anywhere=self.anywhere)
+        else:
             needed = ["ca.crt", "server.pem", "server.key", *(f"{name}.pub" for name in self.server.sites)]
             missing = [name for name in needed if not (self.server.certificates / name).is_file()]
             if missing:
@@ -159,11 +163,11 @@ class Deployment:
             check_server(self.server.certificates)
 
     def _check_port(self) -> None:
-        host, _, port = self.server.listening.address.rpartition(":")
+        host, port = self._address
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((host, int(port)))
+                probe.bind((host, port))
             except OSError as error:
                 raise ConfigError(
                     f"[server] address {host}:{port}: {error.strerror}; is another server there?"
@@ -171,22 +175,22 @@ class Deployment:
 
     @contextlib.contextmanager
     def _superlink(self) -> Iterator[subprocess.Popen[bytes]]:
-        host, _, port = self.server.listening.address.rpartition(":")
+        host, port = self._address
         where = self.server.certificates
         secured = ["--insecure"] if self.insecure else [
             "--ssl-ca-certfile", str(where / "ca.crt"), "--ssl-certfile", str(where / "server.pem"),
             "--ssl-keyfile", str(where / "server.key"), "--enable-supernode-auth",
         ]  # fmt: skip
         command = [
-            sys.executable, "-m", "matu.federation.flower.superlink", "--host", host, "--port", port,
+            sys.executable, "-m", "matu.federation.flower.superlink", "--host", host, "--port", str(port),
             "--database", str(self.home / "state.db"), "--disable-runtime-dependency-installation", *secured,
         ]  # fmt: skip
         with process_of(command, self.log, self.home) as process:
-            await_port(process, "127.0.0.1" if host in ("0.0.0.0", "") else host, int(port), self.log)
+            await_port(process, "127.0.0.1" if host == "0.0.0.0" else host, port, self.log)
             yield process
 
     def _orders(self) -> Orders:
-        host, _, port = self.server.listening.address.rpartition(":")
+        host, port = self._address
         here = "127.0.0.1" if host == "0.0.0.0" else host
         return Orders(f"{here}:{port}", None if self.insecure else self.server.certificates / "ca.crt")
 

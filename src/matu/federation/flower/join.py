@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
 from matu.errors import ConfigError
+from matu.federation.address import host_port, require_here
 from matu.federation.flower.certificates import greet
 from matu.federation.flower.orders import FlowerError
 from matu.federation.flower.processes import last_lines, process_of, size_of, text_of, tool
@@ -46,11 +47,10 @@ def run_site(
     FlowerError
         If the server does not let this site in, or Flower's node cannot run.
     """
-    host = site.server.rpartition(":")[0]
-    if insecure and not anywhere and host not in ("127.0.0.1", "localhost", "::1"):
-        raise ConfigError(f"--insecure: only with a server on 127.0.0.1, and it is {host}; or also --insecure-anywhere")
     secured = ["--insecure"]
-    if not insecure:
+    if insecure:
+        require_here(host_port(site.server, "server")[0], anywhere=anywhere)
+    else:
         for name in ("certificate", "key"):
             path = getattr(site, name)
             if path is None or not path.is_file():

@@ -66,3 +66,7 @@ def of_this_site(context: Context) -> Answers:
     if not isinstance(place, str):
         raise ConfigError("this SuperNode was not started by matu site")
     return Caller(place)
+
+
+app = client_app(of_this_site)
+"""Flower's ClientApp of a deployed site."""

@@ -38,6 +38,7 @@ from matu.methods import Method, State
 from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import Run, prepare
+from matu.training import room
 from matu.wire import Envelope
 from matu.words import how_to_install
 
@@ -60,12 +61,10 @@ def on_ray(jobs: int = 0) -> Callable[[Run, Mapping[str, Site]], AbstractContext
     Raises
     ------
     ConfigError
-        If Ray is not installed, or for a number below 0.
+        If Ray is not installed.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(f"matu simulate needs Ray; {how_to_install('ray')}")
-    if jobs < 0:
-        raise ConfigError(f"--jobs {jobs}: expected 1 or more, or 0 for as many as the machine has room for")
 
     @contextmanager
     def carrier(run: Run, sites: Mapping[str, Site]) -> Iterator[Transport]:
@@ -161,7 +160,7 @@ def _grid(run: Run, count: int, jobs: int) -> Iterator[Grid]:
     machine = run.config.machine
     threads = max(machine.threads, 1)
     on_gpu = torch.device(machine.device).type == "cuda"
-    at_a_time = min(count, jobs or (1 if on_gpu else max(1, (os.cpu_count() or 1) // threads)))
+    at_a_time = min(count, jobs or room(machine, count))
     backend: dict[str, dict[str, Any]] = {
         "init_args": {"num_cpus": at_a_time * threads, "include_dashboard": False, "configure_logging": False,
                       "log_to_driver": False},
