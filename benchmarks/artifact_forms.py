@@ -9,9 +9,7 @@ measured on the same test images, in float32. What FILE holds of other runs is k
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,12 +18,10 @@ import torch
 
 from matu.artifact import Packed, packed
 from matu.config import read_config
-from matu.federation.checkpoint import load_checkpoint
-from matu.roots import Roots, read_tasks
-from matu.tasks.cache import default_cache_dir
 from matu.training import Weights, build_trainer
 from matu.wire import Numbers
-from training_step import processor
+from stopped import open_run
+from watch import processor
 
 BITS = ("3bit", "4bit", "5bit", "6bit", "8bit")
 
@@ -46,16 +42,10 @@ def main() -> None:
 
 def measure(run: Path, max_test: int) -> dict[str, Any]:
     """By form: mean accuracy, the largest difference of a task to the server's own vectors, bytes."""
-    config = read_config(run / "config.toml")
-    limit = max_test or config.tasks.max_test
-    data, models = (Path(os.environ[name]) if name in os.environ else None for name in ("MATU_DATA", "MATU_MODELS"))
-    tasks = read_tasks(dataclasses.replace(config.tasks, max_test=limit), Roots(data, models, default_cache_dir()))
-    identity = json.loads((run / "checkpoint/checkpoint.json").read_text())["run"]
-    progress = load_checkpoint(run / "checkpoint", identity)
-    assert progress is not None
-    state = progress.state
+    opened, _, _, progress = open_run(run, max_test=max_test)
+    tasks, state = list(opened.tasks.values()), progress.state
     server = {task.name: Weights(state[f"adapter/{task.name}"], state[f"head/{task.name}"]) for task in tasks}
-    trainer = build_trainer(config, models, torch.device("cpu"), "float32")
+    trainer = build_trainer(opened.config, opened.roots.models, torch.device("cpu"), "float32")
 
     def accuracies(weights: dict[str, Weights]) -> list[float]:
         return [trainer.accuracy(weights[task.name], task.test) for task in tasks]

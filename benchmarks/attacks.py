@@ -50,7 +50,7 @@ from matu.training import Trainer, Weights, build_trainer
 from matu.wire import Envelope
 from matu.wire.header import write_header
 from matu.wire.message import CHECKSUM_BYTES
-from training_step import processor
+from watch import processor
 
 BOUNDS = {
     "none": DefenceConfig(),

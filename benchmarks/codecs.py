@@ -27,7 +27,7 @@ from matu.wire import Codecs, Envelope, Header, Kind, Numbers, Part, arrived, en
 from matu.wire.masks import _classes
 from matu.wire.numbers import NEAR, _pairs, _quantise
 from matu.wire.streams import write_bits, write_bytes
-from training_step import processor
+from watch import processor
 
 HEAD = (40, 769)
 FORMS = {

@@ -13,62 +13,38 @@ kept.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from matu.config import read_config
-from matu.methods import Method, Problem, find_method
-from matu.roots import Roots, read_tasks
 from matu.seeds import stream
-from matu.simulate import deal
-from matu.tasks import held_out
-from matu.tasks.cache import default_cache_dir
-from matu.training import build_trainer, prepare_machine
-from training_step import processor
+from stopped import open_run
+from watch import processor
 
 
-def changes(folder: Path, roots: Roots) -> tuple[int, dict[tuple[str, str], tuple[int, Tensor]]]:
-    """The round before, and by client and task: samples, and the change of the adapter, float32 [d]."""
-    config = read_config(folder / "config.toml")
-    config = dataclasses.replace(config, machine=dataclasses.replace(config.machine, threads=1))
-    tasks = {task.name: task for task in read_tasks(config.tasks, roots)}
-    if config.evaluation.held_out:
-        tasks = {name: held_out(task) for name, task in tasks.items()}
-    shares = deal(tasks, config.federation, config.machine.seed)
-    trainer = build_trainer(config, roots.models, prepare_machine(config.machine), config.machine.precision)
-    classes = {name: len(task.classes) for name, task in tasks.items()}
-    kind = find_method(config.federation.method)
-    if not issubclass(kind, Method):
-        raise SystemExit(f"{folder}: method '{config.federation.method}' has no server")
-    method = kind(Problem(classes, trainer.model.layout, trainer.model.backbone.features), config)
-    trainer = dataclasses.replace(trainer, objective=method.objective)
-    (file,) = (folder / "checkpoint").glob("state-*.safetensors")
-    number = int(file.stem.partition("-")[2])
-    state = {n.removeprefix("server|"): x for n, x in load_file(file).items() if n.startswith("server|")}
-    starts = method.server_weights(state)
+def changes(folder: Path) -> tuple[str, dict[tuple[str, str], tuple[int, Tensor]]]:
+    """The run's name with the round before, and by client and task: samples, and the adapter's change, float32 [d]."""
+    run, method, trainer, progress = open_run(folder)
+    f, t, seed = run.config.federation, run.config.training, run.config.machine.seed
+    starts = method.server_weights(progress.state)
     if starts is None:
-        raise SystemExit(f"{folder}: the server of '{config.federation.method}' has no weights of its own")
+        raise SystemExit(f"{folder}: the server of '{f.method}' has no weights of its own")
     found = {}
-    for site, share in shares.items():
+    for site, share in run.shares.items():
         for task, indices in share.items():
-            draw = stream(config.machine.seed, "batches", number + 1, site, task)
+            draw = stream(seed, "batches", progress.round + 1, site, task)
             end, _ = trainer.train(
-                starts[task], tasks[task].train, indices, draw,
-                steps=config.training.local_steps, epochs=config.training.local_epochs,
-            )  # fmt: skip
+                starts[task], run.tasks[task].train, indices, draw, steps=t.local_steps, epochs=t.local_epochs
+            )
             change = end.vector - starts[task].vector
             if change.any():  # a balanced site with one class trains nothing
                 found[site, task] = len(indices), change
-    return number, found
+    return " ".join([f.method, *f.options, f"zeta_t={f.zeta_t:g}", f"seed={seed}", f"round={progress.round}"]), found
 
 
 def summary(found: dict[tuple[str, str], tuple[int, Tensor]]) -> dict[str, Any]:
@@ -111,15 +87,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    roots = Roots(
-        *(Path(os.environ[name]) if name in os.environ else None for name in ("MATU_DATA", "MATU_MODELS")),
-        Path(os.environ.get("MATU_CACHE", default_cache_dir())),
-    )  # fmt: skip
     kept: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
-    number, found = changes(arguments.run, roots)
-    config = read_config(arguments.run / "config.toml")
-    f = config.federation
-    name = " ".join([f.method, *f.options, f"zeta_t={f.zeta_t:g}", f"seed={config.machine.seed}", f"round={number}"])
+    name, found = changes(arguments.run)
     kept[name] = summary(found) | {"machine": processor()}
     arguments.out.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
     for name, entry in kept.items():

@@ -51,7 +51,7 @@ from matu.tasks.paper import EIGHT, PAPER
 from matu.training import Trainer, Weights, prepare_machine
 from matu.wire import Envelope
 from random_vit import as_backbone, random_vit
-from training_step import processor
+from watch import processor
 
 TABLE_2 = Path(__file__).parents[1] / "configs" / "table2.toml"
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -26,17 +25,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from safetensors.torch import load_file, save_file
 
-from matu.config import RunConfig, read_config
 from matu.federation.evaluation import Evaluator
-from matu.methods import Problem, State
+from matu.methods import State
 from matu.methods.matu import Matu
-from matu.roots import Roots, read_tasks
 from matu.seeds import stream
-from matu.simulate import deal
-from matu.tasks.cache import default_cache_dir
-from matu.training import Weights, build_trainer, prepare_machine
+from matu.training import Weights
 from matu.wire import Codecs, Envelope, Header, Numbers, arrived, encode
-from training_step import processor
+from stopped import open_run
+from watch import processor
 
 EXACT = Codecs()
 
@@ -77,30 +73,13 @@ A_TASK_UP = A_TASK | {
 class Run:
     """The stopped run, and its next round."""
 
-    def __init__(self, folder: Path, roots: Roots) -> None:
-        config = read_config(folder / "config.toml")
-        self.config: RunConfig = dataclasses.replace(
-            config, machine=dataclasses.replace(config.machine, threads=1)
-        )  # fmt: skip
-        self.tasks = {task.name: task for task in read_tasks(config.tasks, roots)}
-        self.shares = deal(self.tasks, config.federation, config.machine.seed)
-        self.trainer = build_trainer(
-            self.config, roots.models, prepare_machine(self.config.machine), config.machine.precision
-        )
-        model = self.trainer.model
-        classes = {name: len(task.classes) for name, task in self.tasks.items()}
-        problem = Problem(classes, model.layout, model.backbone.features)
-        self.method = Matu(problem, config)
-        single = dataclasses.replace(config, matu=dataclasses.replace(config.matu, unification=False))
-        self.a_task = Matu(problem, single)
-        (file,) = (folder / "checkpoint").glob("state-*.safetensors")
-        self.round = int(file.stem.partition("-")[2])
-        self.state: State = {
-            name.removeprefix("server|"): tensor
-            for name, tensor in load_file(file).items()
-            if name.startswith("server|")
-        }
-        self.clients = {site: tuple(share) for site, share in self.shares.items()}
+    def __init__(self, folder: Path) -> None:
+        run, method, self.trainer, progress = open_run(folder)
+        assert isinstance(method, Matu)
+        self.config, self.tasks, self.shares, self.clients = run.config, run.tasks, run.shares, run.clients
+        self.method, self.round, self.state = method, progress.round, progress.state
+        single = dataclasses.replace(run.config, matu=dataclasses.replace(run.config.matu, unification=False))
+        self.a_task = Matu(method.problem, single)
 
     def trained(self, kept: Path) -> dict[str, dict[str, Weights]]:
         """Where every client's training of the next round ends; remembered in a file."""
@@ -141,7 +120,7 @@ class Run:
     ) -> tuple[dict[str, float], State, float]:
         """Mean bytes of an update, the next state of the sampled clients' updates, and the squared relative error."""
         sizes, errors = [], []
-        count = max(1, round(self.config.federation.participation * len(self.clients)))
+        count = self.config.federation.drawn
         chosen = stream(self.config.machine.seed, "clients", self.round + 1).choice(len(self.clients), count, False)
         gathering = method.begin_round(self.state)
         for number, (site, tasks) in enumerate(self.clients.items()):
@@ -213,15 +192,11 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("MATU_DATA"))
-    parser.add_argument("--models-root", type=Path, default=os.environ.get("MATU_MODELS"))
-    parser.add_argument("--cache", type=Path, default=os.environ.get("MATU_CACHE") or default_cache_dir())
     asked = parser.parse_args()
     if not asked.run:
         draw(json.loads(asked.out.read_text()), asked.figure)
         return
-    roots = Roots(*(Path(one) if one else None for one in (asked.data_root, asked.models_root)), Path(asked.cache))
-    run = Run(asked.run, roots)
+    run = Run(asked.run)
     rows: dict[str, Any] = json.loads(asked.out.read_text())["rows"] if asked.out.is_file() else {}
     kept = Path(tempfile.gettempdir()) / f"open-loop-{run.round}-{run.config.digest()[:12]}.safetensors"
     ends = run.trained(kept)

@@ -40,7 +40,7 @@ from matu.serving import ManyTaskModel
 from matu.training.trainer import logits
 from matu.vectors import Unified, unify
 from random_vit import SIZES, as_backbone, random_vit
-from training_step import processor
+from watch import processor
 
 CLASSES = 40
 Row = dict[str, Any]

@@ -102,21 +102,9 @@ def flags(folders: Folders) -> list[str]:
 
 def roots(folders: Folders) -> Any:
     """The `matu.roots.Roots` of this machine; ConfigError for a folder that is none."""
-    from matu.roots import Roots
-    from matu.tasks import default_cache_dir
+    from matu.roots import find_roots
 
-    def root(flag: str, given: Path | None, variable: str) -> Path | None:
-        if given is None and os.environ.get(variable):
-            flag, given = variable, Path(os.environ[variable])
-        if given is not None and not given.is_dir():
-            raise ConfigError(f"{flag}: {given} is no folder")
-        return given
-
-    return Roots(
-        root("--data-root", folders.data_root, "MATU_DATA"),
-        root("--models-root", folders.models_root, "MATU_MODELS"),
-        folders.cache or default_cache_dir(),
-    )
+    return find_roots(folders.data_root, folders.models_root, folders.cache)
 
 
 def prepare_libraries() -> None:

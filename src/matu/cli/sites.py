@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from matu.cli.common import DONE, INTERRUPTED, prepare_libraries, read_options
+from matu.cli.common import DONE, INTERRUPTED, Folders, prepare_libraries, read_options, roots
 from matu.cli.report import leave_report
 from matu.report.sinks import SinkName, check_sinks
 
@@ -109,7 +108,7 @@ def server(arguments: list[str]) -> int:
 
     found = read_server(asked.config)
     check_sinks(asked.sinks)
-    models = asked.models_root or (Path(os.environ["MATU_MODELS"]) if os.environ.get("MATU_MODELS") else None)
+    models = roots(Folders(models_root=asked.models_root)).models
     _warn(asked.insecure)
     deployment = Deployment(
         asked.config, found, asked.out, models, asked.insecure, asked.insecure_anywhere,

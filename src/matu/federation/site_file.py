@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING
 from matu.config import RunConfig, config_of, read_table
 from matu.errors import ConfigError
 from matu.federation.address import host_port
-from matu.roots import Roots
-from matu.tasks.cache import default_cache_dir
+from matu.roots import Roots, find_roots
 from matu.wire import is_name
 
 if TYPE_CHECKING:
@@ -82,17 +80,17 @@ def read_site(path: Path) -> SiteFile:
     host_port(table["server"], f"{path}: server")
     here = path.resolve().parent
 
-    def place(name: str, variable: str = "") -> Path | None:
-        given = os.environ.get(variable)
-        return here / table[name] if name in table else Path(given) if given else None
+    def place(name: str) -> Path | None:
+        return here / table[name] if name in table else None
 
     config = config_of({name: table[name] for name in ("tasks", "machine") if name in table}, str(path))
     if not table["tasks"].get("tasks"):
         raise ConfigError(f'{path}: [tasks] names none; expected for example tasks = ["./flowers", "./birds"]')
     tasks = tuple(str(here / task) if task.startswith(".") else task for task in config.tasks.tasks)
     config = dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, tasks=tasks))
-    roots = Roots(
-        place("data_root", "MATU_DATA"), place("models_root", "MATU_MODELS"), place("cache") or default_cache_dir()
-    )
+    try:
+        roots = find_roots(place("data_root"), place("models_root"), place("cache"))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     folder = place("folder") or here / "state"
     return SiteFile(table["name"], table["server"], folder, place("certificate"), place("key"), config, roots)
