@@ -232,9 +232,10 @@ def _restore(asked: ExportArguments) -> int:
     tasks = merged_tasks(asked.artifact)
     if asked.merged:
         raise ConfigError("--merged: adapters of matu merge are given back as adapters; PEFT merges one into its model")
-    if not asked.all and asked.task not in tasks:
-        raise ConfigError(f"--task {asked.task}: expected one of {', '.join(tasks)}, or --all")
-    for task in tasks if asked.all else [asked.task]:
+    one = asked.task or (tasks[0] if len(tasks) == 1 else "")
+    if not asked.all and one not in tasks:
+        raise ConfigError(f"--task {one}: expected one of {', '.join(tasks)}, or --all")
+    for task in tasks if asked.all else [one]:
         place = asked.to / task if asked.all else asked.to
         restore(asked.artifact, task, place)
         print(f"{task}: {place}")
