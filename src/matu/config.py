@@ -23,8 +23,8 @@ class TasksConfig:
     """Which tasks, and how their images are read."""
 
     tasks: tuple[str, ...] = ("demo-8",)
-    """Suites (demo-8, real-8, real-22, paper-8, paper-30), folders under MATU_DATA, folders (./flowers), hub:owner/name,
-    demo:name, paper:name."""
+    """Suites (demo-8, real-8, real-22, paper-8, paper-30), folders under MATU_DATA, folders (./flowers),
+    hub:owner/name, demo:name, paper:name."""
     image_size: int = 32
     """Side of the square images, in pixels."""
     max_train: int = 0

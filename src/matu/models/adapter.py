@@ -30,8 +30,8 @@ _SYNONYMS = {
 class AdaptedModel:
     """A frozen backbone with one LoRA adapter whose parameters and gradients are views of flat vectors.
 
-    The start, A drawn from `adapter_seed` and B = 0 (or within ± `start_b`), is the same at every site: a task vector is
-    parameters minus start (method: θ_p, τ).
+    The start, A drawn from `adapter_seed` and B = 0 (or within ± `start_b`), is the same at every site: a task vector
+    is parameters minus start (method: θ_p, τ).
 
     Parameters
     ----------
