@@ -131,6 +131,8 @@ def test_a_public_key_that_was_never_written_is_made_from_the_private_one(tmp_pa
     assert make_certificates(tmp_path, ["fl.example.org"], ["north"], 30) == [tmp_path / "north.pub"]
     assert ((tmp_path / "north.pub").read_bytes(), (tmp_path / "north.key").read_bytes()) == (public, private)
     assert not list(tmp_path.glob(".*")), "no part of a file is left"
+    (tmp_path / "north.key").unlink()  # gone to the site: no other is made
+    assert not make_certificates(tmp_path, ["fl.example.org"], ["north"], 30)
     (tmp_path / "north.pub").unlink()
     (tmp_path / "north.key").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"north.key: no private key that can be read"):

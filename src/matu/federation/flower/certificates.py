@@ -73,17 +73,18 @@ def make_certificates(folder: Path, hosts: Sequence[str], sites: Sequence[str], 
     if not (folder / "server.pem").is_file():
         made += _server(folder, hosts, days)
     for site in sites:
+        if (folder / f"{site}.pub").is_file():  # its key may have gone to the site already
+            continue
         if not (folder / f"{site}.key").is_file():
             own = ec.generate_private_key(CURVE)
             private = own.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
             made += [_write(folder / f"{site}.key", private, 0o600)]
-        if not (folder / f"{site}.pub").is_file():
-            try:
-                pair = load_ssh_private_key((folder / f"{site}.key").read_bytes(), None)
-            except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-                raise ConfigError(f"{folder / f'{site}.key'}: no private key that can be read ({error})") from error
-            public = pair.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-            made += [_write(folder / f"{site}.pub", public + f" {site}\n".encode(), 0o644)]
+        try:
+            pair = load_ssh_private_key((folder / f"{site}.key").read_bytes(), None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ConfigError(f"{folder / f'{site}.key'}: no private key that can be read ({error})") from error
+        public = pair.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        made += [_write(folder / f"{site}.pub", public + f" {site}\n".encode(), 0o644)]
     return made
 
 
