@@ -66,6 +66,7 @@ def test_a_servers_file_that_cannot_work_says_why(tmp_path: Path, change: dict[s
 
 def test_paths_of_a_sites_file_are_from_its_folder(tmp_path: Path) -> None:
     more = {"certificate": "ca.crt", "key": "/keys/north.key", "folder": "kept", "models_root": "models"}
+    (tmp_path / "models").mkdir()
     found = read_site(written(tmp_path / "north.toml", SITE | more))
     assert found.config.tasks.tasks == (str(tmp_path / "flowers"), "demo:digits")
     assert found.certificate == tmp_path / "ca.crt"
@@ -80,6 +81,8 @@ def test_what_a_sites_file_leaves_out_is_as_the_environment_says(
 ) -> None:
     for name in ("DATA", "MODELS", "CACHE"):
         monkeypatch.setenv(f"MATU_{name}", str(tmp_path / name))
+    for name in ("mine", "MODELS"):
+        (tmp_path / name).mkdir()
     found = read_site(written(tmp_path / "north.toml", SITE | {"data_root": "mine"})).roots
     assert found == Roots(tmp_path / "mine", tmp_path / "MODELS", tmp_path / "CACHE")
 
@@ -96,6 +99,8 @@ def test_what_a_sites_file_leaves_out_is_as_the_environment_says(
         ({"tasks": {"task": []}}, "unknown 'task'"),
         ({"tasks": {"max_train": 5}}, "names none"),
         ({"tasks": {"tasks": []}}, "names none"),
+        ({"models_root": "gone"}, r"north.toml: --models-root: .*gone is no folder"),
+        ({"server": "127.0.0.1:99999"}, "expected host:port"),
     ],
 )
 def test_a_sites_file_that_cannot_work_says_why(tmp_path: Path, change: dict[str, Any], said: str) -> None:
