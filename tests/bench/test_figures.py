@@ -151,6 +151,19 @@ def test_bars_by_setting(drawn, tmp_path):
     assert len(axes.containers) == 4 * (len(METHODS) - 1)  # a bar and its error bar each
 
 
+def test_a_method_of_many_options_leaves_room_for_the_panels(drawn, tmp_path):
+    results = compared(
+        ("matu coded_masks=true uplink=3bit downlink=5bit uplink_heads=4bit downlink_heads=8bit", "ties")
+    )
+    figures.accuracy_over_bytes(results, tmp_path / "a")
+    figure = drawn[0]
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert max(len(line) for text in legend.get_texts() for line in text.get_text().splitlines()) <= figures.NARROW
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert boxes[0].x1 < boxes[1].x0, "no panel's words run into another's"
+
+
 def test_colours_do_not_depend_on_who_else_is_drawn():
     many, one = compared(METHODS), compared(("matu",))
     assert figures._look(many, "matu") == figures._look(one, "matu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ _LOOKS = {
 }  # fmt: skip
 _OURS = ("matu", "matu_plus")
 Curves = Mapping[str, tuple[list[int], np.ndarray]]
+NARROW = 28
+"""Letters of a legend's line."""
 _SPARE = (("#4B4B8F", "h"), ("#7A7A7A", "d"), ("#B07AA1", "8"))
 
 
@@ -210,8 +213,8 @@ def normalised_by_setting(results: Results, path: Path) -> list[Path]:
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("accuracy over Individual's in %")
-    handles = [Patch(**_bar(results, m), label=label(m)) for m in methods]
-    alone = Line2D([], [], **_line(results, "individual"), label=label("individual"))
+    handles = [Patch(**_bar(results, m), label=_narrow(m)) for m in methods]
+    alone = Line2D([], [], **_line(results, "individual"), label=_narrow("individual"))
     figure.legend(handles=[alone, *handles], loc="outside right upper")
     return save(figure, path)
 
@@ -277,8 +280,13 @@ def _striped(line: dict[str, Any], place: int, count: int) -> dict[str, Any]:
 def _legend(
     figure: Figure, results: Results, shown: set[str], style: Callable[[Results, str], dict[str, Any]] = _line
 ) -> None:
-    handles = [Line2D([], [], label=label(m), **style(results, m)) for m in results["methods"] if m in shown]
+    handles = [Line2D([], [], label=_narrow(m), **style(results, m)) for m in results["methods"] if m in shown]
     figure.legend(handles=handles, loc="outside right upper", handlelength=2.4)
+
+
+def _narrow(method: str) -> str:
+    """A method's label in lines that leave room for the panels."""
+    return "\n".join(textwrap.wrap(label(method), NARROW, subsequent_indent="  "))
 
 
 def _curves(results: Results, setting: str, of: str = "") -> Curves:
