@@ -165,7 +165,7 @@ class FlowerRemote:
         except TimeoutError:
             return None
         del self._fetches[one]
-        if isinstance(error, httpx.HTTPError):  # the SuperLink's, not the node's
+        if isinstance(error, httpx.TransportError):  # the SuperLink is away: not the node's fault
             raise error
         if error is not None:  # Flower unpacks what a stranger has packed
             return Failure("message", printable(f"its message cannot be read ({type(error).__name__}: {error})"))
