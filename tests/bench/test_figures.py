@@ -164,6 +164,13 @@ def test_a_method_of_many_options_leaves_room_for_the_panels(drawn, tmp_path):
     assert boxes[0].x1 < boxes[1].x0, "no panel's words run into another's"
 
 
+def test_twelve_variants_of_a_method_can_be_told_apart_and_the_plain_one_stands_out():
+    results = compared(("matu", *(f"matu top_k={k}" for k in range(11))))
+    lines = [figures._line(results, method) for method in results["methods"]]
+    assert len({(line["color"], line["linestyle"]) for line in lines}) == 12
+    assert [line["linewidth"] for line in lines] == [3] + 11 * [1.5]
+
+
 def test_colours_do_not_depend_on_who_else_is_drawn():
     many, one = compared(METHODS), compared(("matu",))
     assert figures._look(many, "matu") == figures._look(one, "matu")

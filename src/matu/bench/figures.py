@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -28,6 +29,8 @@ _LOOKS = {
 }  # fmt: skip
 _OURS = ("matu", "matu_plus")
 Curves = Mapping[str, tuple[list[int], np.ndarray]]
+_SHADES = (0.0, 0.5, -0.45)
+"""Towards white, or black, of every four variants of a method: four is as many as there are kinds of lines."""
 NARROW = 28
 """Letters of a legend's line."""
 _SPARE = (("#4B4B8F", "h"), ("#7A7A7A", "d"), ("#B07AA1", "8"))
@@ -236,16 +239,24 @@ def _look(results: Results, method: str) -> dict[str, Any]:
     unknown = [m for m in dict.fromkeys(m.split()[0] for m in results["methods"]) if m not in _LOOKS]
     colour, marker = _LOOKS[name] if name in _LOOKS else _SPARE[unknown.index(name) % len(_SPARE)]
     size = {"*": 9.0, "P": 6.5, "X": 6.5}.get(marker, 5.0)
-    return {"color": colour, "marker": marker, "markersize": size, "zorder": 4 if name in _OURS else 3}
+    shade = _SHADES[_variant(results, method) // 4 % len(_SHADES)] if method in results["methods"] else 0.0
+    red, green, blue = (part * (1 - abs(shade)) + max(0.0, shade) for part in to_rgb(colour))
+    return {
+        "color": to_hex((red, green, blue)).upper(),
+        "marker": marker,
+        "markersize": size,
+        "zorder": 4 if name in _OURS else 3,
+    }
 
 
 def _line(results: Results, method: str) -> dict[str, Any]:
     if is_reference(method):
         dashes = (0, (5, 3)) if method.startswith("individual") else (0, (1, 2))
         return {"color": _look(results, method)["color"], "linestyle": dashes, "linewidth": 1.6, "zorder": 2}
+    variant = _variant(results, method)
     return _look(results, method) | {
-        "linestyle": ("-", "--", ":", "-.")[_variant(results, method) % 4],
-        "linewidth": 3 if method.split()[0] in _OURS else 1.5,
+        "linestyle": ("-", "--", ":", "-.")[variant % 4],
+        "linewidth": 3 if method.split()[0] in _OURS and not variant else 1.5,
         "markeredgecolor": "white", "markeredgewidth": 0.6,
     }  # fmt: skip
 
