@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from test_bench_report import compared
 
-from matu.bench import figures
+from matu.bench import figures, looks
 
 METHODS = ("individual", "local", "fedavg", "ties", "ties keep=0.1", "my_own", "matu")
 AXIS = {"settings": (("two", {"tasks_per_client": 2}), ("four", {"tasks_per_client": 4})), "axis": "tasks_per_client"}
@@ -159,21 +159,21 @@ def test_a_method_of_many_options_leaves_room_for_the_panels(drawn, tmp_path):
     figure = drawn[0]
     figure.canvas.draw()
     (legend,) = figure.legends
-    assert max(len(line) for text in legend.get_texts() for line in text.get_text().splitlines()) <= figures.NARROW
+    assert max(len(line) for text in legend.get_texts() for line in text.get_text().splitlines()) <= looks.NARROW
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert boxes[0].x1 < boxes[1].x0, "no panel's words run into another's"
 
 
 def test_twelve_variants_of_a_method_can_be_told_apart_and_the_plain_one_stands_out():
     results = compared(("matu", *(f"matu top_k={k}" for k in range(11))))
-    lines = [figures._line(results, method) for method in results["methods"]]
+    lines = [looks.line_of(results, method) for method in results["methods"]]
     assert len({(line["color"], line["linestyle"]) for line in lines}) == 12
     assert [line["linewidth"] for line in lines] == [3] + 11 * [1.5]
 
 
 def test_colours_do_not_depend_on_who_else_is_drawn():
     many, one = compared(METHODS), compared(("matu",))
-    assert figures._look(many, "matu") == figures._look(one, "matu")
-    colours = [figures._look(many, method)["color"] for method in METHODS]
+    assert looks.look_of(many, "matu") == looks.look_of(one, "matu")
+    colours = [looks.look_of(many, method)["color"] for method in METHODS]
     assert len(set(colours)) == len(METHODS) - 1
-    assert figures._line(many, "ties")["linestyle"] != figures._line(many, "ties keep=0.1")["linestyle"]
+    assert looks.line_of(many, "ties")["linestyle"] != looks.line_of(many, "ties keep=0.1")["linestyle"]

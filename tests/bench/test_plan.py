@@ -4,15 +4,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from matu.bench.plan import (
-    Comparison,
-    comparison_of,
-    differences,
-    load_saved,
-    parse_spec,
-    read_comparison,
-    with_options,
-)
+from matu.bench.options import parse_spec, with_options
+from matu.bench.plan import Comparison
+from matu.bench.saved import comparison_of, differences, load_saved, read_comparison
 from matu.config import FederationConfig, MachineConfig, RunConfig, TrainingConfig, WireConfig
 from matu.errors import ConfigError
 from matu.methods import method_names

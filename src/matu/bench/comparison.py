@@ -10,18 +10,11 @@ from typing import Any
 
 import torch
 
-from matu.bench.plan import (
-    Cell,
-    Comparison,
-    comparison_of,
-    differences,
-    load_saved,
-    parse_spec,
-    shown,
-    write_comparison,
-)
+from matu.bench.options import parse_spec, shown
+from matu.bench.plan import Cell, Comparison
 from matu.bench.report import latex, markdown
 from matu.bench.runner import DIVERGED, Bench, DivergedError, run_cells
+from matu.bench.saved import comparison_of, differences, load_saved, write_comparison
 from matu.bench.summary import summarise
 from matu.errors import ConfigError, MatuError
 from matu.files import only_one, write_atomic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,30 +9,16 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from matu.bench.report import Results, is_reference, label
+from matu.bench.looks import bar_of, dots_of, line_of, look_of, narrow_label, striped
+from matu.bench.report import Results, is_reference
 from matu.plotting import STYLE, save
 
-# Okabe and Ito's colours, and Tol's where those run out; related methods are near, markers tell them apart.
-_LOOKS = {
-    "individual": ("#555555", "|"), "local": ("#999999", "H"), "fedavg": ("#0072B2", "o"),
-    "per_task_fedavg": ("#56B4E9", "s"), "fedprox": ("#332288", "^"), "fedper": ("#117733", "v"),
-    "mat_fl": ("#009E73", "D"), "ntk_fedavg": ("#E69F00", "P"), "task_arithmetic": ("#CC79A7", "X"),
-    "ties": ("#882255", "<"), "ffa_lora": ("#999933", ">"), "true_signs": ("#8C6D31", "p"),
-    "matu": ("#D55E00", "*"), "matu_plus": ("#000000", "*"),
-}  # fmt: skip
-_OURS = ("matu", "matu_plus")
 Curves = Mapping[str, tuple[list[int], np.ndarray]]
-_SHADES = (0.0, 0.5, -0.45)
-"""Towards white, or black, of every four variants of a method: four is as many as there are kinds of lines."""
-NARROW = 28
-"""Letters of a legend's line."""
-_SPARE = (("#4B4B8F", "h"), ("#7A7A7A", "d"), ("#B07AA1", "8"))
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
@@ -58,7 +43,7 @@ def accuracy_over_rounds(results: Results, path: Path) -> list[Path]:
         shares = {m: _read(results, setting, m, "average", "mean") for m in filter(is_reference, results["methods"])}
         known = {method: share for method, share in shares.items() if share is not None}
         for method, share in known.items():
-            axes.axhline(100 * share, **_line(results, method))
+            axes.axhline(100 * share, **line_of(results, method))
         return set(known)
 
     panels = {s: (s, _curves(results, s)) for s in results["settings"]}
@@ -97,9 +82,9 @@ def _over_rounds(
     for axes, (title, (setting, lines)) in zip(places, panels.items(), strict=True):
         for method, (rounds, values) in lines.items():
             every = max(1, len(rounds) // 10)
-            axes.plot(rounds, unit * values.mean(0), **_line(results, method), markevery=every)
+            axes.plot(rounds, unit * values.mean(0), **line_of(results, method), markevery=every)
             if len(values) > 1:
-                band = {"color": _look(results, method)["color"], "alpha": 0.13, "linewidth": 0}
+                band = {"color": look_of(results, method)["color"], "alpha": 0.13, "linewidth": 0}
                 axes.fill_between(rounds, unit * values.min(0), unit * values.max(0), **band)
         shown |= lines.keys() | more(axes, setting)
         axes.set(title=title, xlabel="round")
@@ -122,15 +107,15 @@ def normalised_by_task(results: Results, path: Path) -> list[Path]:
     for axes, (setting, methods) in zip(panels, points.items(), strict=True):
         for method, ratios in methods.items():
             held = [i for i, task in enumerate(tasks) if task in ratios]
-            axes.plot([100 * ratios[tasks[i]] for i in held], held, **_dots(results, method))
-        axes.axvline(100, **_line(results, "individual"))
+            axes.plot([100 * ratios[tasks[i]] for i in held], held, **dots_of(results, method))
+        axes.axvline(100, **line_of(results, "individual"))
         axes.set(title=setting, xlabel="accuracy over Individual's in %")
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_ylim(-0.6, len(tasks) - 0.4)
     limits = [axes.get_xlim() for axes in panels]
     for axes in panels:
         axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
-    _legend(figure, results, {"individual"}.union(*points.values()), _dots)
+    _legend(figure, results, {"individual"}.union(*points.values()), dots_of)
     return save(figure, path)
 
 
@@ -151,9 +136,9 @@ def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
     figure, panels = _panels(len(points), width=4.8, height=4.0, sharey=True)
     for axes, (setting, methods) in zip(panels, points.items(), strict=True):
         for method, (megabytes, average) in methods.items():
-            axes.plot(megabytes, 100 * (average["mean"] or 0.0), **_dots(results, method))
+            axes.plot(megabytes, 100 * (average["mean"] or 0.0), **dots_of(results, method))
             if average["std"]:
-                colour = _look(results, method)["color"]
+                colour = look_of(results, method)["color"]
                 axes.errorbar(
                     megabytes, 100 * (average["mean"] or 0.0), 100 * average["std"], color=colour, elinewidth=1
                 )
@@ -163,7 +148,7 @@ def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(title=setting, xlabel="MB a client sends and gets in a round")
     panels[0].set_ylabel("mean test accuracy in %")
-    _legend(figure, results, set().union(*points.values()), _dots)
+    _legend(figure, results, set().union(*points.values()), dots_of)
     return save(figure, path)
 
 
@@ -181,12 +166,12 @@ def against_axis(results: Results, path: Path) -> list[Path]:
             # One point alone is no line, and needs its marker.
             twins = [other for other in found if found[other] == points] if len(points) > 1 else [method]
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, **_striped(_line(results, method), twins.index(method), len(twins)))
+            axes.plot(xs, ys, **striped(line_of(results, method), twins.index(method), len(twins)))
         axes.set(title=title, xlabel=results["axis"].replace("_", " "))
         axes.set_xticks(sorted({x for points in found.values() for x, _ in points}))
     panels[0].set_ylim(bottom=0)
     if shares:
-        panels[1].axhline(100, **_line(results, "individual"))
+        panels[1].axhline(100, **line_of(results, "individual"))
     _legend(figure, results, {*bytes_, *shares} | ({"individual"} if shares else set()))
     return save(figure, path)
 
@@ -207,17 +192,17 @@ def normalised_by_setting(results: Results, path: Path) -> list[Path]:
         for j, setting in enumerate(settings):
             if (mean := _normalised(results, setting, method, "mean")) is not None:
                 x = j + (i - (len(methods) - 1) / 2) * bar
-                axes.bar(x, 100 * mean, 0.88 * bar, **_bar(results, method))
+                axes.bar(x, 100 * mean, 0.88 * bar, **bar_of(results, method))
                 if std := _normalised(results, setting, method, "std"):
                     axes.errorbar(x, 100 * mean, 100 * std, color="#222222", elinewidth=1, capsize=2)
-    axes.axhline(100, **_line(results, "individual"))
+    axes.axhline(100, **line_of(results, "individual"))
     axes.set_ylim(0, max(105.0, axes.get_ylim()[1]))
     axes.set_xticks(range(len(settings)), settings)
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("accuracy over Individual's in %")
-    handles = [Patch(**_bar(results, m), label=_narrow(m)) for m in methods]
-    alone = Line2D([], [], **_line(results, "individual"), label=_narrow("individual"))
+    handles = [Patch(**bar_of(results, m), label=narrow_label(m)) for m in methods]
+    alone = Line2D([], [], **line_of(results, "individual"), label=narrow_label("individual"))
     figure.legend(handles=[alone, *handles], loc="outside right upper")
     return save(figure, path)
 
@@ -233,71 +218,11 @@ def _panels(count: int, *, width: float, height: float, sharey: bool = False) ->
     return figure, grid[:count]
 
 
-def _look(results: Results, method: str) -> dict[str, Any]:
-    """A method's own colour and marker, the same in all figures."""
-    name = method.split()[0]
-    unknown = [m for m in dict.fromkeys(m.split()[0] for m in results["methods"]) if m not in _LOOKS]
-    colour, marker = _LOOKS[name] if name in _LOOKS else _SPARE[unknown.index(name) % len(_SPARE)]
-    size = {"*": 9.0, "P": 6.5, "X": 6.5}.get(marker, 5.0)
-    shade = _SHADES[_variant(results, method) // 4 % len(_SHADES)] if method in results["methods"] else 0.0
-    red, green, blue = (part * (1 - abs(shade)) + max(0.0, shade) for part in to_rgb(colour))
-    return {
-        "color": to_hex((red, green, blue)).upper(),
-        "marker": marker,
-        "markersize": size,
-        "zorder": 4 if name in _OURS else 3,
-    }
-
-
-def _line(results: Results, method: str) -> dict[str, Any]:
-    if is_reference(method):
-        dashes = (0, (5, 3)) if method.startswith("individual") else (0, (1, 2))
-        return {"color": _look(results, method)["color"], "linestyle": dashes, "linewidth": 1.6, "zorder": 2}
-    variant = _variant(results, method)
-    return _look(results, method) | {
-        "linestyle": ("-", "--", ":", "-.")[variant % 4],
-        "linewidth": 3 if method.split()[0] in _OURS and not variant else 1.5,
-        "markeredgecolor": "white", "markeredgewidth": 0.6,
-    }  # fmt: skip
-
-
-def _dots(results: Results, method: str) -> dict[str, Any]:
-    if method == "individual":
-        return _line(results, method)
-    look = _look(results, method)
-    open_face = {"markerfacecolor": "white", "markeredgecolor": look["color"]} if _variant(results, method) else {}
-    size = 1.5 * look["markersize"]
-    return look | {"linestyle": "none", "markersize": size, "alpha": 0.9, "markeredgecolor": "white"} | open_face
-
-
-def _variant(results: Results, method: str) -> int:
-    """The place of a method among those of its name, which share a colour."""
-    return [m for m in results["methods"] if m.split()[0] == method.split()[0]].index(method)
-
-
-def _bar(results: Results, method: str) -> dict[str, Any]:
-    hatch = ("", "///", "...", "xxx")[_variant(results, method) % 4]
-    edge = ("#222222", 1.2) if method.split()[0] in _OURS else ("white", 0.0)
-    return {"facecolor": _look(results, method)["color"], "edgecolor": edge[0], "linewidth": edge[1], "hatch": hatch}
-
-
-def _striped(line: dict[str, Any], place: int, count: int) -> dict[str, Any]:
-    """One of `count` lines that lie on each other, in dashes that leave the others visible."""
-    if count == 1:
-        return line
-    return line | {"linestyle": (5 * place, (5, 5 * (count - 1))), "dash_capstyle": "butt", "marker": "none"}
-
-
 def _legend(
-    figure: Figure, results: Results, shown: set[str], style: Callable[[Results, str], dict[str, Any]] = _line
+    figure: Figure, results: Results, shown: set[str], style: Callable[[Results, str], dict[str, Any]] = line_of
 ) -> None:
-    handles = [Line2D([], [], label=_narrow(m), **style(results, m)) for m in results["methods"] if m in shown]
+    handles = [Line2D([], [], label=narrow_label(m), **style(results, m)) for m in results["methods"] if m in shown]
     figure.legend(handles=handles, loc="outside right upper", handlelength=2.4)
-
-
-def _narrow(method: str) -> str:
-    """A method's label in lines that leave room for the panels."""
-    return "\n".join(textwrap.wrap(label(method), NARROW, subsequent_indent="  "))
 
 
 def _curves(results: Results, setting: str, of: str = "") -> Curves:

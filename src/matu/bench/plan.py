@@ -5,34 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
+from matu.bench.options import by_name, parse_spec, shown, tuning_spec, with_options
 from matu.bench.report import REFERENCES
-from matu.config import (
-    FederationConfig,
-    RunConfig,
-    TrainingConfig,
-    WireConfig,
-    config_of,
-    config_table,
-    read_table,
-    values_of,
-)
+from matu.config import FederationConfig, RunConfig, WireConfig, config_table
 from matu.errors import ConfigError
-from matu.methods import find_method, method_name, method_names, method_source
-from matu.methods.base import parse_options
-
-SHARED = ("tasks", "machine")
-"""Sections that no setting and no method may change; nor may they change the backbone."""
-PLANNED = ("method", "options", "learning_rate", "reference", "held_out")
-"""Options that the plan itself sets: methods bring their own, rates are tuned, individual is a method."""
+from matu.methods import method_name, method_names, method_source
 
 
 @dataclass(frozen=True)
@@ -105,8 +88,8 @@ class Comparison:
         """
         if self.settings == dataclasses.replace(self, settings={}).settings:
             return dataclasses.replace(self, base=base, settings={})
-        before = dict(_by_name(self.base))
-        for option, value in _by_name(base):
+        before = dict(by_name(self.base))
+        for option, value in by_name(base):
             if value != before[option] and all(option in setting for setting in self.settings.values()):
                 raise ConfigError(f"{option} = {value!r}: every setting of the comparison sets it by itself")
         return dataclasses.replace(self, base=base)
@@ -207,8 +190,8 @@ class Cell:
         it is the exact form that adds nothing. Folders and files count by name: what is in them is checked by
         content when a cell is reused.
         """
-        method, default = self.config.federation.method, dict(_by_name(RunConfig(wire=WireConfig.exact())))
-        found = {option: value for option, value in _by_name(self.config) if value != default[option]}
+        method, default = self.config.federation.method, dict(by_name(RunConfig(wire=WireConfig.exact())))
+        found = {option: value for option, value in by_name(self.config) if value != default[option]}
         for machine in ("device", "precision", "threads", "together"):
             found.pop(machine, None)
         found |= {"method": method_name(method), "backbone": Path(self.config.model.backbone).name}
@@ -229,139 +212,5 @@ class Cell:
         return f"{self.setting}, {shown(self.method)}, seed {self.seed}, rate {self.learning_rate:g}"
 
 
-def tuning_spec(spec: str) -> str:
-    """A method with its options of [training] alone: with others it takes the rate that it has without them."""
-    training = {field.name for field in dataclasses.fields(TrainingConfig)}
-    name, *words = spec.split()
-    return " ".join([name, *(word for word in words if word.partition("=")[0] in training)])
-
-
-def shown(spec: str) -> str:
-    """A method as people and results name it: without the folder of its file."""
-    name, *words = spec.split() or [""]
-    return " ".join([method_name(name), *words])
-
-
-def parse_spec(spec: str) -> tuple[str, dict[str, Any], list[str]]:
-    """ "mat_fl clusters=5 rounds=300" -> its name, the options of the run it changes, and its own options.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown method, or a word that is neither.
-    """
-    name, *words = spec.split() or [""]
-    kind, own, changes = find_method(name), [], {}
-    fields = dict(_by_name(RunConfig()))
-    for word in words:
-        option, equals, text = word.partition("=")
-        if option in {f.name for f in dataclasses.fields(kind.Options)} or option not in fields or not equals:
-            own.append(word)
-        else:
-            changes[option] = _typed_like(fields[option], text, f"method '{spec}'")
-    parse_options(kind, own)
-    return name, changes, own
-
-
-def _typed_like(example: Any, text: str, where: str) -> Any:
-    if isinstance(example, tuple):
-        raise ConfigError(f"{where}: takes no lists; a setting of the configuration may")
-    try:
-        if isinstance(example, bool):
-            return {"true": True, "false": False}[text.lower()]
-        return type(example)(text)
-    except (KeyError, ValueError):
-        raise ConfigError(f"{where}: {text!r}; expected something like {example}") from None
-
-
-def _options_of(config: RunConfig) -> Iterator[tuple[str, str, Any]]:
-    for section in dataclasses.fields(config):
-        for option, value in dataclasses.asdict(getattr(config, section.name)).items():
-            yield section.name, option, value
-
-
-def _by_name(config: RunConfig) -> Iterator[tuple[str, Any]]:
-    """Every option and its value; an option's name is in one section only."""
-    for _, option, value in _options_of(config):
-        yield option, value
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def with_options(config: RunConfig, changes: Mapping[str, Any], where: str = "") -> RunConfig:
-    """The configuration with options replaced by name, whatever section they stand in.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name, or a value of another type.
-    """
-    table = config_table(config)
-    section_of = {option: section for section, option, _ in _options_of(config)}
-    for option, value in changes.items():
-        if option not in section_of:
-            raise ConfigError(f"{where}: unknown option '{option}'; known are {', '.join(section_of)}")
-        if where and (section_of[option] in SHARED or option == "backbone"):
-            raise ConfigError(f"{where}: '{option}' is shared by all that is compared; set it for the whole comparison")
-        if where and option in PLANNED:
-            raise ConfigError(f"{where}: '{option}' is not for a setting or a method; the comparison itself sets it")
-        table[section_of[option]][option] = list(value) if isinstance(value, tuple) else value
-    return config_of(table, where)
-
-
-def read_comparison(path: Path) -> Comparison:
-    """A comparison from a TOML file: a run's sections, and perhaps [compare] and [settings.NAME].
-
-    Raises
-    ------
-    ConfigError
-        For a missing or broken file, or an unknown section, option or value.
-    """
-    return comparison_of(read_table(path), str(path))
-
-
-def comparison_of(table: Mapping[str, Any], where: str) -> Comparison:
-    """The comparison in a table as `Comparison.table` gives it."""
-    run = {name: section for name, section in table.items() if name not in ("compare", "settings")}
-    settings = table.get("settings", {})
-    rest = values_of(Comparison, table.get("compare", {}), f"{where} [compare]", leave=("base", "settings"))
-    if not isinstance(settings, dict) or not all(isinstance(values, dict) for values in settings.values()):
-        raise ConfigError(f"{where}: expected sections [settings.NAME], found {settings!r}")
-    return Comparison(config_of(run, where), settings, **rest)
-
-
-def write_comparison(comparison: Comparison) -> bytes:
-    """As TOML, complete."""
-    return tomli_w.dumps(comparison.table()).encode()
-
-
-def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What keeps two comparisons (tables) from sharing a folder; methods, seeds, settings and rates may be added."""
-    found = []
-    for section in sorted((set(saved) | set(asked)) - {"compare", "settings", "machine"}):
-        before, after = saved.get(section, {}), asked.get(section, {})
-        found += [f"{o}: {before.get(o)!r} there, {after.get(o)!r} here" for o in sorted(set(before) | set(after))
-                  if before.get(o) != after.get(o) and o not in PLANNED]  # fmt: skip
-    before, after = saved["compare"], asked["compare"]
-    if before["tune_rounds"] != after["tune_rounds"]:
-        found.append(f"tune_rounds: {before['tune_rounds']} there, {after['tune_rounds']} here")
-    if not set(before["learning_rates"]) <= set(after["learning_rates"]):
-        found.append(f"learning_rates: {before['learning_rates']} there, which {after['learning_rates']} leaves out")
-    for name, values in asked["settings"].items():
-        if name in saved["settings"] and saved["settings"][name] != values:
-            found.append(f"setting '{name}': {saved['settings'][name]} there, {values} here")
-    return found
-
-
-def load_saved(path: Path) -> dict[str, Any] | None:
-    """The table of the comparison that a folder holds, or None.
-
-    Options that were not there when it was saved are as all runs were then: at their defaults, messages exact.
-    """
-    if not path.is_file():
-        return None
-    saved = tomllib.loads(path.read_text(encoding="utf-8"))
-    older = config_table(RunConfig(wire=WireConfig.exact()))
-    return saved | {section: options | saved.get(section, {}) for section, options in older.items()}

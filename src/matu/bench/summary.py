@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from matu.bench.plan import Cell, Comparison, shown
+from matu.bench.options import shown
+from matu.bench.plan import Cell, Comparison
 from matu.config import WireConfig
 
 CONFIDENCE = 0.95
