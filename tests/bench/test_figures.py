@@ -134,6 +134,19 @@ def test_against_the_axis_in_its_order(drawn, tmp_path):
     assert [line.is_dashed() for line in size.lines] == [True, True, False]
 
 
+def test_without_individual_accuracy_itself_stands_against_the_axis(drawn, tmp_path):
+    results = compared(("fedavg", "matu"), **AXIS)
+    for summary in results["summary"].values():
+        for method in summary.values():
+            method["normalised"] = None
+    figures.against_axis(results, tmp_path / "a")
+    accuracy = drawn[0].axes[1]
+    assert accuracy.get_title(loc="left") == "mean test accuracy in %"
+    means = [100 * results["summary"][setting]["matu"]["average"]["mean"] for setting in ("two", "four")]
+    np.testing.assert_allclose(lines(accuracy)["#D55E00"], np.column_stack(([2, 4], means)))
+    assert len(accuracy.lines) == 2
+
+
 def test_settings_without_the_axis_are_left_out_of_its_figure(drawn, tmp_path):
     results = compared(("individual", "matu"), **AXIS)
     results["settings"]["single"] = {"zeta_t": 0.0}

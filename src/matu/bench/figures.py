@@ -154,14 +154,15 @@ def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
 
 @rc_context(STYLE)
 def against_axis(results: Results, path: Path) -> list[Path]:
-    """MB of a round and normalised accuracy, against the number that the settings differ in."""
+    """MB of a round and accuracy, over Individual's where that was run, against the number the settings differ in."""
     bytes_ = _against(results, "round_bytes", unit=1e-6)
     shares = _against(results, "normalised", "mean_of_ratios", "mean", unit=100)
-    if not bytes_ and not shares:
+    accuracy = shares or _against(results, "average", "mean", unit=100)
+    if not bytes_ and not accuracy:
         return []
     figure, panels = _panels(2, width=4.8, height=4.0)
-    titles = ("MB a round, all messages", "accuracy over Individual's in %")
-    for axes, title, found in zip(panels, titles, (bytes_, shares), strict=True):
+    titles = ("MB a round, all messages", "accuracy over Individual's in %" if shares else "mean test accuracy in %")
+    for axes, title, found in zip(panels, titles, (bytes_, accuracy), strict=True):
         for method, points in found.items():
             # One point alone is no line, and needs its marker.
             twins = [other for other in found if found[other] == points] if len(points) > 1 else [method]
@@ -172,7 +173,7 @@ def against_axis(results: Results, path: Path) -> list[Path]:
     panels[0].set_ylim(bottom=0)
     if shares:
         panels[1].axhline(100, **line_of(results, "individual"))
-    _legend(figure, results, {*bytes_, *shares} | ({"individual"} if shares else set()))
+    _legend(figure, results, {*bytes_, *accuracy} | ({"individual"} if shares else set()))
     return save(figure, path)
 
 
