@@ -119,8 +119,17 @@ def run_rounds(
         silent = progress.totals.silent_rounds
         asked = {site for back in range(silent) for site in federation.sample(number - back)}
         if silent >= SILENT_ROUNDS and len(asked) >= min(SILENT_SITES, len(federation.clients)):
-            raise MatuError(f"nobody answered in {silent} rounds in a row; the last reasons: {line['failures']}")
+            why = _by_reason(line["failures"])
+            raise MatuError(f"nobody answered in {silent} rounds in a row; the last reasons: {why}")
     return progress
+
+
+def _by_reason(failures: Mapping[str, str]) -> str:
+    """Every reason once, after the clients it is of."""
+    clients: dict[str, list[str]] = {}
+    for client, reason in failures.items():
+        clients.setdefault(reason, []).append(client)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in clients.items())
 
 
 def _one_round(federation: Federation, progress: Progress, number: int) -> tuple[Progress, dict[str, Any]]:
