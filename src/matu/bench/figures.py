@@ -223,7 +223,7 @@ def _legend(
     figure: Figure, results: Results, shown: set[str], style: Callable[[Results, str], dict[str, Any]] = line_of
 ) -> None:
     handles = [Line2D([], [], label=narrow_label(m), **style(results, m)) for m in results["methods"] if m in shown]
-    figure.legend(handles=handles, loc="outside right upper", handlelength=2.4)
+    figure.legend(handles=handles, loc="outside right upper", handlelength=3.6)
 
 
 def _curves(results: Results, setting: str, of: str = "") -> Curves:
