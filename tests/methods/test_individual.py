@@ -54,6 +54,23 @@ def test_it_learns_and_the_cache_remembers(tiny_vit: Path, tmp_path: Path) -> No
     assert trainer.clock.train_images > trained
 
 
+def test_another_budget_does_not_train_to_the_plateau_again(tiny_vit: Path, tmp_path: Path) -> None:
+    trainer, task = tiny_trainer(tiny_vit), tiny_task("left")
+
+    def ask(config: RunConfig):
+        before = trainer.clock.train_images
+        one = individual(
+            trainer, {"left": task}, config, holders=HOLDERS, cache=tmp_path, tell=lambda text: None
+        )["left"]  # fmt: skip
+        return one, trainer.clock.train_images - before
+
+    first, _ = ask(spend(2))
+    other, images = ask(spend(3))
+    assert images == 3 * len(task.train.labels)
+    assert (other.plateau, other.plateau_epochs) == (first.plateau, first.plateau_epochs)
+    assert (first.budget_epochs, other.budget_epochs) == (2, 3)
+
+
 def test_a_poor_budget_does_not_hide_the_plateau(tiny_vit: Path, tmp_path: Path) -> None:
     trainer, task = tiny_trainer(tiny_vit), tiny_task("left")
     config = spend(1, local_steps=1)
@@ -87,8 +104,10 @@ def test_a_damaged_cache_entry_is_made_again(tiny_vit: Path, tmp_path: Path) -> 
         return individual(trainer, tasks, spend(1), holders=HOLDERS, cache=tmp_path, tell=lambda text: None)
 
     first = ask()["left"]
-    (entry,) = (tmp_path / "individual").iterdir()
-    entry.write_text("{")
+    entries = list((tmp_path / "individual").iterdir())
+    assert len(entries) == 2  # one a training
+    for entry in entries:
+        entry.write_text("{")
     again = ask()["left"]
     assert first is not None
     assert again is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from matu.training.trainer import Fit, batches
 PATIENCE = 3
 """Epochs without a better held-out accuracy that count as a plateau."""
 MOST_EPOCHS = 50
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def individual(
         for number, (name, task) in enumerate(tasks.items(), 1):
             tell(f"individual reference: {name} ({number}/{len(tasks)})")
             steps = budget_steps(config, len(task.train.labels), holders[name])
-            facts = (FORMAT, name, task.digest, *model, steps, PATIENCE, MOST_EPOCHS, *how)
+            facts = (FORMAT, name, task.digest, *model, PATIENCE, MOST_EPOCHS, *how)
             yield partial(_known_or_trained, task, steps, config.machine.seed, beside, cache / "individual", facts)
 
     found: dict[str, Alone | None] = {}
@@ -130,24 +130,39 @@ def individual(
 def _known_or_trained(
     task: Task, steps: int, seed: int, beside: int, cache: Path, facts: tuple[Any, ...], trainer: Trainer
 ) -> Alone | TrainingError:
+    """Each training is remembered by itself: that to a plateau is the same whatever the federation spends."""
     try:
-        return Alone(**remembered(cache, facts, lambda: asdict(_fine_tune(trainer, task, seed, steps, beside))))
+        budget = remembered(cache, (*facts, "budget", steps), lambda: _on_budget(trainer, task, seed, steps))
+        plateau = remembered(cache, (*facts, "plateau"), lambda: _on_plateau(trainer, task, seed))
     except TrainingError as error:
         return error
+    seconds = round((budget["seconds"] + plateau["seconds"]) / beside, 2)
+    return Alone(budget["accuracy"], budget["epochs"], plateau["accuracy"], plateau["epochs"], seconds)
 
 
-def _fine_tune(trainer: Trainer, task: Task, seed: int, steps: int, beside: int) -> Alone:
+def _on_budget(trainer: Trainer, task: Task, seed: int, steps: int) -> dict[str, Any]:
     began = time.perf_counter()
     samples = len(task.train.labels)
-    per_epoch = -(-samples // min(trainer.config.batch_size, samples))
-    start = Weights(torch.zeros(trainer.model.dim), torch.zeros(len(task.classes), trainer.model.backbone.features + 1))
     draw = stream(seed, "individual", task.name)
-    weights, _ = trainer.train(start, task.train, np.arange(samples), draw, steps=steps)
-    budget = trainer.accuracy(weights, task.test)
-    best, epochs = _to_plateau(trainer, task, start, stream(seed, "plateau", task.name))
-    plateau = trainer.accuracy(best, task.test)
-    seconds = round((time.perf_counter() - began) / beside, 2)
-    return Alone(budget, round(steps / per_epoch), plateau, epochs, seconds)
+    weights, _ = trainer.train(_start(trainer, task), task.train, np.arange(samples), draw, steps=steps)
+    epochs = round(steps / -(-samples // min(trainer.config.batch_size, samples)))
+    return _measured(trainer, task, weights, epochs, began)
+
+
+def _on_plateau(trainer: Trainer, task: Task, seed: int) -> dict[str, Any]:
+    began = time.perf_counter()
+    weights, epochs = _to_plateau(trainer, task, _start(trainer, task), stream(seed, "plateau", task.name))
+    return _measured(trainer, task, weights, epochs, began)
+
+
+def _start(trainer: Trainer, task: Task) -> Weights:
+    head = torch.zeros(len(task.classes), trainer.model.backbone.features + 1)
+    return Weights(torch.zeros(trainer.model.dim), head)
+
+
+def _measured(trainer: Trainer, task: Task, weights: Weights, epochs: int, began: float) -> dict[str, Any]:
+    accuracy = trainer.accuracy(weights, task.test)
+    return {"accuracy": accuracy, "epochs": epochs, "seconds": time.perf_counter() - began}
 
 
 def _to_plateau(trainer: Trainer, task: Task, start: Weights, draw: np.random.Generator) -> tuple[Weights, int]:
