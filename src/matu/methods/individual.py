@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from matu.config import RunConfig
 from matu.methods.reference import Reference, budget_steps, remembered, training_facts
@@ -143,21 +142,16 @@ def _known_or_trained(
 def _on_budget(trainer: Trainer, task: Task, seed: int, steps: int) -> dict[str, Any]:
     began = time.perf_counter()
     samples = len(task.train.labels)
-    draw = stream(seed, "individual", task.name)
-    weights, _ = trainer.train(_start(trainer, task), task.train, np.arange(samples), draw, steps=steps)
+    start, draw = trainer.untrained(len(task.classes)), stream(seed, "individual", task.name)
+    weights, _ = trainer.train(start, task.train, np.arange(samples), draw, steps=steps)
     epochs = round(steps / -(-samples // min(trainer.config.batch_size, samples)))
     return _measured(trainer, task, weights, epochs, began)
 
 
 def _on_plateau(trainer: Trainer, task: Task, seed: int) -> dict[str, Any]:
     began = time.perf_counter()
-    weights, epochs = _to_plateau(trainer, task, _start(trainer, task), stream(seed, "plateau", task.name))
+    weights, epochs = _to_plateau(trainer, task, stream(seed, "plateau", task.name))
     return _measured(trainer, task, weights, epochs, began)
-
-
-def _start(trainer: Trainer, task: Task) -> Weights:
-    head = torch.zeros(len(task.classes), trainer.model.backbone.features + 1)
-    return Weights(torch.zeros(trainer.model.dim), head)
 
 
 def _measured(trainer: Trainer, task: Task, weights: Weights, epochs: int, began: float) -> dict[str, Any]:
@@ -165,10 +159,11 @@ def _measured(trainer: Trainer, task: Task, weights: Weights, epochs: int, began
     return {"accuracy": accuracy, "epochs": epochs, "seconds": time.perf_counter() - began}
 
 
-def _to_plateau(trainer: Trainer, task: Task, start: Weights, draw: np.random.Generator) -> tuple[Weights, int]:
+def _to_plateau(trainer: Trainer, task: Task, draw: np.random.Generator) -> tuple[Weights, int]:
     """Train on nine tenths until the last tenth has not improved for some epochs."""
     order = draw.permutation(len(task.train.labels))
     held_out, rest = np.sort(order[: max(1, len(order) // 10)]), np.sort(order[max(1, len(order) // 10) :])
+    start = trainer.untrained(len(task.classes))
     fit = Fit(trainer, start, task.train.labels[rest])
     best, best_accuracy, best_epoch = start, -1.0, 0
     for epoch in range(1, MOST_EPOCHS + 1):

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from matu.methods.reference import Reference, budget_steps, remembered, training_facts
 from matu.seeds import stream
 from matu.tasks import Task
-from matu.training import Trainer, Weights, side_by_side
+from matu.training import Trainer, side_by_side
 
 FORMAT = 1
 
@@ -48,10 +47,8 @@ class LocalOnly(Reference):
         seed = self.config.machine.seed
 
         def compute() -> dict[str, float]:
-            head = torch.zeros(len(task.classes), trainer.model.backbone.features + 1)
-            start = Weights(torch.zeros(trainer.model.dim), head)
             draw = stream(seed, "local", site, task.name)
-            weights, _ = trainer.train(start, task.train, indices, draw, steps=steps)
+            weights, _ = trainer.train(trainer.untrained(len(task.classes)), task.train, indices, draw, steps=steps)
             return {"accuracy": trainer.accuracy(weights, task.test)}
 
         share = hashlib.sha256(np.ascontiguousarray(indices, dtype=np.int64).tobytes()).hexdigest()

@@ -66,19 +66,18 @@ def fine_tuned(trainer: Trainer, task: Task, config: RunConfig, steps: int, cach
     """
     model, how = training_facts(trainer, config)
     path = place(cache / "adapters", (FORMAT, task.name, task.digest, *model, steps, *how), "safetensors")
-    shapes = {"vector": (trainer.model.dim,), "head": (len(task.classes), trainer.model.backbone.features + 1),
-              "measured": (3,)}  # fmt: skip
+    start = trainer.untrained(len(task.classes))
+    shapes = {"vector": tuple(start.vector.shape), "head": tuple(start.head.shape), "measured": (3,)}
     known = _read(path, shapes)
     if known is None:
-        known = _train(trainer, task, config.machine.seed, steps, shapes["head"])
+        known = _train(trainer, task, start, config.machine.seed, steps)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save(known))
     return FineTuned(Weights(known["vector"], known["head"]), *known["measured"].tolist())
 
 
-def _train(trainer: Trainer, task: Task, seed: int, steps: int, head: tuple[int, ...]) -> dict[str, Tensor]:
+def _train(trainer: Trainer, task: Task, start: Weights, seed: int, steps: int) -> dict[str, Tensor]:
     began = time.perf_counter()
-    start = Weights(torch.zeros(trainer.model.dim), torch.zeros(head))
     draw = stream(seed, "individual", task.name)
     weights, loss = trainer.train(start, task.train, np.arange(len(task.train.labels)), draw, steps=steps)
     accuracy = trainer.accuracy(weights, task.test)

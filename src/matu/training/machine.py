@@ -20,7 +20,7 @@ from matu.models import AdaptedModel, load_backbone
 from matu.tasks import Split
 from matu.training.crew import Crew
 from matu.training.stacked import Job, train_together
-from matu.training.trainer import Trainer, Weights
+from matu.training.trainer import Trainer
 
 LONG_S = 4.0
 """Seconds after which no further burst is timed."""
@@ -160,8 +160,10 @@ def _images_per_second(
             break
         for number, (machine, trainer) in enumerate(zip(machines, trainers, strict=True)):
             prepare_machine(machine)
-            weights = Weights(torch.zeros(trainer.model.dim), torch.zeros(10, trainer.model.backbone.features + 1))
-            jobs = [Job(weights, split, np.arange(count), np.random.default_rng(0)) for _ in range(machine.together)]
+            jobs = [
+                Job(trainer.untrained(10), split, np.arange(count), np.random.default_rng(0))
+                for _ in range(machine.together)
+            ]
             began = clock()
             train_together(trainer, jobs, steps=steps)
             best[number] = max(best[number], machine.together * steps * count / max(clock() - began, 1e-9))

@@ -91,6 +91,10 @@ class Trainer:
     crew: Crew | None = None
     halt: Halt = field(default_factory=Halt)
 
+    def untrained(self, classes: int) -> Weights:
+        """Where a fine-tuning of so many classes begins: no change, head zero."""
+        return Weights(torch.zeros(self.model.dim), torch.zeros(classes, self.model.backbone.features + 1))
+
     def train(
         self,
         weights: Weights,
