@@ -41,7 +41,8 @@ def _summary(results, setting, method, alone, random):
         steps = [] if silent else np.linspace(rounds / 10, rounds, 10).astype(int).tolist()
         end = average * random.uniform(0.98, 1.02)
         curve = [[r, end * (1 - 0.8 * float(np.exp(-r / 25))) * random.uniform(0.99, 1.01)] for r in steps]
-        cell = {"setting": setting, "method": method, "seed": seed, "curve": curve, "precision": "float32"}
+        cell = {"setting": setting, "method": method, "seed": seed, "curve": curve, "precision": "float32",
+                "learning_rate": 1e-3}  # fmt: skip
         results["cells"].append(cell)
     spread = {"mean": average, "std": 0.012 if several else None}
     held = results["settings"][setting].get("tasks_per_client", 2)
@@ -85,8 +86,21 @@ def test_label():
 
 def test_markdown_says_first_what_was_compared(few):
     assert markdown(few).splitlines()[0] == (
-        "real8: 4 methods on 2 tasks (dtd, cars_a); seeds 0, 1, 2; setting many (zeta_t = 0.5). Test accuracy in %."
+        "real8: 4 methods on 2 tasks (dtd, cars_a); seeds 0, 1, 2; setting many (zeta_t = 0.5). Test accuracy in %. "
+        "Learning rate 0.001 for every method, not tuned."
     )
+
+
+def test_means_over_different_seeds_are_not_ranked(few):
+    few["summary"]["many"]["individual"]["seeds"] = [0]
+    assert "No best" not in markdown(few), "it does not compete"
+    few["summary"]["many"]["fedavg"]["seeds"] = [0]
+    text = markdown(few)
+    assert "**" not in text.split("## many")[1]
+    assert "- No best in bold: methods have different seeds" in text
+    found = rows(text, 1)
+    assert [found[m][0] for m in ("Method", "FedAvg", "MaTU")] == ["Seeds", "0", "0, 1, 2"]
+    assert r"\textbf" not in latex(few)
 
 
 def test_the_best_is_bold_and_individual_does_not_compete(few):
@@ -183,7 +197,7 @@ def test_cells_of_different_precision_are_told(few):
 def test_messages_that_are_not_exact_are_told(few):
     assert "Messages" not in markdown(few)
     few["wire"] = {"uplink": "3bit", "coded_masks": True}
-    assert "Test accuracy in %. Messages: uplink = 3bit, coded_masks = True.\n" in markdown(few)
+    assert "not tuned. Messages: uplink = 3bit, coded_masks = True.\n" in markdown(few)
 
 
 def test_a_rate_at_an_end_of_the_grid_is_told(few):
@@ -193,8 +207,25 @@ def test_a_rate_at_an_end_of_the_grid_is_told(few):
         "chosen": {"fedavg": 3e-3, "mat_fl rounds=300": 1e-3, "matu": 3e-3},
     }  # fmt: skip
     assert "beyond which more may be had: the largest rate is the best of FedAvg, MaTU.\n" in markdown(few)
+    few["tuning"]["rates"].append(1e-2)
+    few["tuning"]["accuracy"]["fedavg"]["0.01"] = 0.1
+    assert "the largest rate is the best of MaTU.\n" in markdown(few), "of the rates that it was tried at"
     few["tuning"]["chosen"] = dict.fromkeys(few["tuning"]["chosen"], 1e-3)
     assert "At an end" not in markdown(few)
+
+
+def test_a_method_with_options_that_is_tuned_without_them_is_told(few):
+    few["methods"][2] = "matu balanced=true top_k=1"
+    few["tuning"] = {
+        "setting": "many", "rounds": 20, "seed": 0, "rates": [1e-3, 3e-3],
+        "accuracy": {"a/matu.py balanced=true": {"0.001": 0.3, "0.003": 0.4}, "fedavg": {"0.001": 0.3}},
+        "chosen": {"a/matu.py balanced=true": 3e-3},
+    }  # fmt: skip
+    few["methods"] = [m.replace("matu ", "a/matu.py ") for m in few["methods"]]
+    text = markdown(few)
+    assert "the largest rate is the best of MaTU (balanced=true).\n" in text
+    del few["summary"]["many"]["fedavg"]
+    assert rows(markdown(few), 1)["FedAvg"][0] == "not tuned"
 
 
 def test_without_individual_nothing_is_normalised(few):

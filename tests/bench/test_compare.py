@@ -190,6 +190,16 @@ def test_a_folder_that_grows_keeps_how_it_was_tuned(tiny_vit: Path, roots: Roots
         compare(tiny(tiny_vit), bench(tmp_path / "out", roots))
 
 
+def test_a_method_whose_tuning_was_stopped_has_no_rate(tiny_vit: Path, roots: Roots, tmp_path: Path) -> None:
+    rates = {"learning_rates": (1e-4, 1e-2), "tune_rounds": 1, "only": ("many",)}
+    compare(tiny(tiny_vit, methods=("matu", "ties"), **rates), bench(tmp_path / "out", roots))
+    next((tmp_path / "out/tuning").glob("many-ties-*/result.json")).unlink()
+    results = compare(tiny(tiny_vit, methods=("matu",), **rates), bench(tmp_path / "out", roots))
+    assert set(results["tuning"]["chosen"]) == {"matu"}
+    assert set(results["summary"]["many"]) == {"matu"}
+    assert "not tuned" in (tmp_path / "out/table.md").read_text()
+
+
 def test_a_cell_that_diverged_is_told_and_not_run_again(
     tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from matu.bench.plan import Comparison
 from matu.bench.saved import comparison_of, differences, load_saved, read_comparison
 from matu.config import FederationConfig, MachineConfig, RunConfig, TrainingConfig, WireConfig
 from matu.errors import ConfigError
-from matu.methods import method_names
+from matu.methods import find_method, method_names
 
 BASE = RunConfig(federation=FederationConfig(clients=4, rounds=10, participation=0.5))
 
@@ -48,6 +48,28 @@ def test_a_cells_hash_is_the_same_on_another_machine_and_not_for_another_number(
     assert hash_of(elsewhere) == hash_of(BASE)
     assert hash_of(with_options(BASE, {"rounds": 11})) != hash_of(BASE)
     assert hash_of(BASE, seeds=(1,)) != hash_of(BASE)
+
+
+def test_a_built_in_method_of_another_revision_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hash_now() -> str:
+        comparison = Comparison(BASE, methods=("matu",))
+        return comparison.cells(rates(comparison))[0].hash
+
+    before = hash_now()
+    monkeypatch.setattr("matu.methods.matu.Matu.revision", 1)
+    assert hash_now() != before
+
+
+def test_defaults_do_not_change_without_a_revision() -> None:
+    # Finished cells are found by a hash without defaults: who changes a line here counts its revision up.
+    methods = {name: find_method(name) for name in method_names()}
+    assert {name: (kind.revision, vars(kind.Options())) for name, kind in methods.items()} == {
+        "fedavg": (0, {}), "fedper": (0, {}), "fedprox": (0, {"mu": 0.01}), "ffa_lora": (0, {}),
+        "individual": (0, {}), "local": (0, {}), "mat_fl": (0, {"grouping": "hard", "clusters": 3}), "matu": (0, {}),
+        "matu_plus": (0, {"step": 0.3, "momentum": 0.7, "anneal": 10.0, "evidence": True}),
+        "ntk_fedavg": (0, {"server_step": 1.0}), "per_task_fedavg": (0, {}), "task_arithmetic": (0, {"scale": 0.3}),
+        "ties": (0, {"keep": 0.2, "scale": 1.0}), "true_signs": (0, {}),
+    }  # fmt: skip
 
 
 def test_individual_knows_no_clients_and_has_one_cell_for_all_settings() -> None:

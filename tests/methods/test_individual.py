@@ -25,6 +25,10 @@ def test_the_budget_is_what_the_federation_spends() -> None:
     assert budget_steps(config, samples=10, holders=1) == 20
     eight = RunConfig(federation=FederationConfig(clients=8, rounds=100, participation=0.2))  # 2 of 8 a round
     assert budget_steps(eight, samples=640, holders=9) == 25 * 10
+    one = FederationConfig(clients=1, rounds=100, participation=0.2)  # which is drawn every round
+    assert budget_steps(RunConfig(federation=one), samples=640, holders=1) == 100 * 10
+    cell = dataclasses.replace(one, method="individual")  # a comparison's: of a federation that draws a fifth
+    assert budget_steps(RunConfig(federation=cell), samples=640, holders=1) == 20 * 10
     stepped = RunConfig(
         federation=FederationConfig(rounds=40, participation=0.5), training=TrainingConfig(local_steps=6)
     )

@@ -218,8 +218,11 @@ def _tune(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, 
     if broken:
         raise MatuError(f"tuning: {'; '.join(broken)}; the same command tries again")
     accuracy: dict[str, dict[str, float | None]] = {}
+    unfinished = set()
     for cell in cells:
         found = _finished(folder / cell.folder)
+        if not found and not (folder / cell.folder / DIVERGED).is_file():
+            unfinished.add(cell.method)
         mean = found["mean_accuracy"]["delivered"] if found else None
         accuracy.setdefault(cell.method, {})[repr(cell.learning_rate)] = mean
     known = {method: {rate: a for rate, a in row.items() if a is not None} for method, row in accuracy.items()}
@@ -232,7 +235,10 @@ def _tune(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, 
     return {
         "setting": whole.tune_setting, "rounds": whole.tune_rounds, "seed": whole.seeds[0],
         "rates": list(whole.learning_rates), "accuracy": {m: row for m, row in accuracy.items() if known[m]},
-        "chosen": {method: float(max(row, key=row.__getitem__)) for method, row in known.items() if row},
+        "chosen": {
+            method: float(max(row, key=row.__getitem__))
+            for method, row in known.items() if row and method not in unfinished
+        },
     }  # fmt: skip
 
 

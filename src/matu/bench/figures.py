@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from matu.bench.looks import bar_of, dots_of, line_of, look_of, narrow_label, striped
-from matu.bench.report import Results, is_reference
+from matu.bench.report import Results, is_reference, same_seeds
 from matu.plotting import STYLE, save
 
 Curves = Mapping[str, tuple[list[int], np.ndarray]]
@@ -202,8 +202,8 @@ def normalised_by_setting(results: Results, path: Path) -> list[Path]:
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("accuracy over Individual's in %")
-    handles = [Patch(**bar_of(results, m), label=narrow_label(m)) for m in methods]
-    alone = Line2D([], [], **line_of(results, "individual"), label=narrow_label("individual"))
+    handles = [Patch(**bar_of(results, m), label=_named(results, m)) for m in methods]
+    alone = Line2D([], [], **line_of(results, "individual"), label=_named(results, "individual"))
     figure.legend(handles=[alone, *handles], loc="outside right upper")
     return save(figure, path)
 
@@ -222,8 +222,16 @@ def _panels(count: int, *, width: float, height: float, sharey: bool = False) ->
 def _legend(
     figure: Figure, results: Results, shown: set[str], style: Callable[[Results, str], dict[str, Any]] = line_of
 ) -> None:
-    handles = [Line2D([], [], label=narrow_label(m), **style(results, m)) for m in results["methods"] if m in shown]
+    handles = [Line2D([], [], label=_named(results, m), **style(results, m)) for m in results["methods"] if m in shown]
     figure.legend(handles=handles, loc="outside right upper", handlelength=3.6)
+
+
+def _named(results: Results, method: str) -> str:
+    """A method's label, with its number of seeds where not all methods have the same."""
+    if all(same_seeds(results, setting) for setting in results["settings"]):
+        return narrow_label(method)
+    counts = sorted({len(found[method]["seeds"]) for found in results["summary"].values() if method in found})
+    return f"{narrow_label(method)}\n  {' or '.join(map(str, counts))} seed{'s' if counts[-1:] != [1] else ''}"
 
 
 def _curves(results: Results, setting: str, of: str = "") -> Curves:

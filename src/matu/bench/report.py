@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matu.bench.options import shown, tuning_spec
+
 LABELS = {
     "individual": "Individual", "local": "Local", "fedavg": "FedAvg", "per_task_fedavg": "Per-task FedAvg",
     "fedprox": "FedProx", "fedper": "FedPer", "mat_fl": "MaT-FL", "ntk_fedavg": "NTK-FedAvg",
@@ -47,6 +49,12 @@ def is_reference(method: str) -> bool:
     return method.split()[0] in REFERENCES
 
 
+def same_seeds(results: Results, setting: str) -> bool:
+    """Whether all that compete in a setting have the same seeds; means over different ones are no ranking."""
+    found = results["summary"].get(setting, {})
+    return len({tuple(found[m]["seeds"]) for m in found if not is_reference(m)}) < 2
+
+
 def setting_label(results: Results, setting: str) -> str:
     """A setting's name, and what it differs in."""
     options = ", ".join(f"{key} = {value}" for key, value in results["settings"][setting].items())
@@ -60,7 +68,7 @@ def markdown(results: Results) -> str:
         parts.append(_tuning(results["tuning"], results["methods"]))
     for setting in results["settings"]:
         parts.append(f"## {setting_label(results, setting)}")
-        for columns in (_accuracy_columns(results), _summary_columns(results)):
+        for columns in (_accuracy_columns(results), _summary_columns(results, setting)):
             header = ["Method", *(column.title for column in columns)]
             rows = [
                 [label(method), *(_bold(cell, best) for cell, best in cells)] if cells
@@ -84,8 +92,15 @@ def _opening(results: Results) -> str:
         f"{results['name']}: {_count(methods, 'method')} on {_count(tasks, 'task')} ({', '.join(tasks)}); "
         f"{_plural(seeds, 'seed')} {', '.join(map(str, seeds))}; "
         f"{_plural(settings, 'setting')} {', '.join(setting_label(results, s) for s in settings)}. "
-        f"Test accuracy in %.{_messages(results['wire'])}"
+        f"Test accuracy in %.{_untuned(results)}{_messages(results['wire'])}"
     )
+
+
+def _untuned(results: Results) -> str:
+    rates = sorted({cell["learning_rate"] for cell in results["cells"]})
+    if results["tuning"] or not rates:
+        return ""
+    return f" Learning rate {', '.join(f'{rate:g}' for rate in rates)} for every method, not tuned."
 
 
 def _messages(wire: Mapping[str, Any]) -> str:
@@ -94,24 +109,34 @@ def _messages(wire: Mapping[str, Any]) -> str:
 
 
 def _tuning(tuning: Mapping[str, Any], methods: Sequence[str]) -> str:
-    rates, rows = tuning["rates"], []
-    for method in sorted(tuning["accuracy"], key=lambda m: methods.index(m) if m in methods else len(methods)):
-        # JSON has its own way to write a rate, so they are compared as numbers.
-        found = {float(rate): share for rate, share in tuning["accuracy"][method].items()}
-        chosen = tuning["chosen"].get(method)
-        rows.append([label(method), *(_bold(_percent(found.get(rate)), rate == chosen) for rate in rates)])
+    rates, chosen, rows = tuning["rates"], {shown(m): rate for m, rate in tuning["chosen"].items()}, []
+    # JSON has its own way to write a rate, so they are compared as numbers.
+    tried = {
+        shown(method): {float(rate): share for rate, share in found.items() if share is not None}
+        for method, found in tuning["accuracy"].items()
+    }
+    for method in sorted(tried, key=lambda m: methods.index(m) if m in methods else len(methods)):
+        cells = (_bold(_percent(tried[method].get(rate)), rate == chosen.get(method)) for rate in rates)
+        rows.append([label(method), *cells])
     intro = (
         f"Mean accuracy in % after {tuning['rounds']} rounds of setting {tuning['setting']} with seed "
         f"{tuning['seed']}, by learning rate; the chosen rate in bold."
     )
-    ends = {"smallest": min(rates), "largest": max(rates)}
-    at_an_end = [
-        f"the {end} rate is the best of {', '.join(label(m) for m in methods if tuning['chosen'].get(m) == rate)}"
-        for end, rate in ends.items() if rate in [tuning["chosen"].get(m) for m in methods]
-    ]  # fmt: skip
-    note = f"\n\nAt an end of the grid, beyond which more may be had: {'; '.join(at_an_end)}." if at_an_end else ""
-    table = _pipes(["Method", *(f"{rate:g}" for rate in rates)], rows)
-    return f"## Learning rates\n\n{intro}\n\n{table}{note}"
+    parts = ["## Learning rates", intro, _pipes(["Method", *(f"{rate:g}" for rate in rates)], rows)]
+    ends = {
+        end: [label(m) for m, rate in chosen.items() if m in tried and rate == of(tried[m])]
+        for end, of in (("smallest", min), ("largest", max))
+    }
+    if found := [f"the {end} rate is the best of {', '.join(names)}" for end, names in ends.items() if names]:
+        parts.append(f"At an end of the grid, beyond which more may be had: {'; '.join(found)}.")
+    borrowed: dict[str, list[str]] = {}
+    for method in methods:
+        if (source := tuning_spec(method)) != method and source in chosen:
+            borrowed.setdefault(label(source), []).append(label(method))
+    if borrowed:
+        found = [f"that of {source} for {', '.join(names)}" for source, names in borrowed.items()]
+        parts.append(f"Not tuned by itself, but at the rate of the method without these options: {'; '.join(found)}.")
+    return "\n\n".join(parts)
 
 
 def _accuracy_columns(results: Results) -> list[_Column]:
@@ -119,8 +144,9 @@ def _accuracy_columns(results: Results) -> list[_Column]:
     return [*tasks, _Column("Average", lambda s: s["average"])]
 
 
-def _summary_columns(results: Results) -> list[_Column]:
-    columns = [
+def _summary_columns(results: Results, setting: str) -> list[_Column]:
+    columns = [] if same_seeds(results, setting) else [_Column("Seeds", lambda s: ", ".join(map(str, s["seeds"])))]
+    columns += [
         _Column("Normalised", lambda s: s["normalised"]["mean_of_ratios"]),
         _Column("Ratio of means", lambda s: s["normalised"]["ratio_of_means"]),
         _Column("Worst client", lambda s: s["worst_client"]),
@@ -141,13 +167,8 @@ def _rows(
     """By method: text and whether it is the best, for each column; None where nothing is finished."""
     found = results["summary"].get(setting, {})
     methods = results["methods"]
-    best = [
-        max(
-            (_mean(column.read(found[m])) for m in methods if m in found and not is_reference(m)),
-            default=-1.0,
-        )
-        for column in columns
-    ]
+    compete = [m for m in methods if m in found and not is_reference(m)] if same_seeds(results, setting) else []
+    best = [max((_mean(column.read(found[m])) for m in compete), default=-1.0) for column in columns]
     rows: list[tuple[str, list[tuple[str, bool]] | None]] = []
     for method in methods:
         cells = None
@@ -165,9 +186,14 @@ def _notes(results: Results, setting: str) -> list[str]:
     found = results["summary"].get(setting, {})
     shown = [m for m in results["methods"] if m in found]
     notes = [
-        "Best in bold, Individual and Local aside."
+        (
+            "Best in bold, Individual and Local aside."
+            if same_seeds(results, setting)
+            else "No best in bold: methods have different seeds, and a seed is another partition, which moves them all."
+        )
         + (" ± is the standard deviation over seeds." if any(len(found[m]["seeds"]) > 1 for m in shown) else ""),
-        "Normalised is accuracy over Individual's in %, the mean of the tasks' ratios, then the ratio of the means. "
+        "Normalised is accuracy over Individual's (the mean over its seeds) in %, the mean of the tasks' ratios, then "
+        "the ratio of the means. "
         "MB are for a drawn client and round; paper Mbit is the uplink as the paper counts it: 32 bits a number, 1 a "
         "mask entry, times participation. "
         f"Rounds count to {100 * results['target']:.0f} % of Individual's mean accuracy, seen only where accuracy was "
@@ -187,7 +213,10 @@ def _notes(results: Results, setting: str) -> list[str]:
     for kind, methods in kinds.items():
         whose = f" ({', '.join(methods)})" if len(kinds) > 1 else ""
         baseline = label(results["baseline"])
-        notes.append(f"The difference to {baseline} is in points, with a 95 % interval{whose}: {_INTERVALS[kind]}.")
+        notes.append(
+            f"The difference to {baseline} is in points, over the seeds that both have, with a 95 % interval{whose}: "
+            f"{_INTERVALS[kind]}."
+        )
     if gone := [
         f"{label(c['method'])} seed {c['seed']}" for c in results["diverged"] if c["setting"] == setting
     ]:  # fmt: skip
@@ -205,7 +234,10 @@ def _notes(results: Results, setting: str) -> list[str]:
 def _without(results: Results, setting: str, method: str) -> str:
     """Why a method has no row."""
     gone = {c["seed"] for c in results["diverged"] if (c["setting"], c["method"]) == (setting, method)}
-    return "diverged" if gone >= set(results["seeds"]) else _UNFINISHED
+    if gone >= set(results["seeds"]):
+        return "diverged"
+    tuning = results["tuning"]
+    return "not tuned" if tuning and tuning_spec(method) not in map(shown, tuning["chosen"]) else _UNFINISHED
 
 
 def _unfinished(results: Results, setting: str) -> list[str]:
@@ -225,7 +257,7 @@ def _unfinished(results: Results, setting: str) -> list[str]:
 
 def _latex_table(results: Results, setting: str) -> str:
     tasks = len(results["tasks"])
-    columns = _accuracy_columns(results) + _summary_columns(results)
+    columns = _accuracy_columns(results) + _summary_columns(results, setting)
     titles = [_escape(column.title) for column in columns]
     titles = [f"\\rotatebox{{90}}{{{title}}}" for title in titles[:tasks]] + titles[tasks:]
     body = []

@@ -31,8 +31,11 @@ def method_name(reference: str) -> str:
 
 
 def method_source(reference: str) -> str:
-    """SHA-256 (hex) of a method's own file, empty for a built-in one: a changed file is another method."""
-    return hashlib.sha256(Path(reference).read_bytes()).hexdigest() if reference.endswith(".py") else ""
+    """SHA-256 (hex) of a method's own file, or a built-in one's revision (empty: the first)."""
+    if reference.endswith(".py"):
+        return hashlib.sha256(Path(reference).read_bytes()).hexdigest()
+    revision = find_method(reference).revision
+    return str(revision) if revision else ""
 
 
 def find_method(reference: str) -> type[Method] | type[Reference]:

@@ -140,10 +140,14 @@ class Method(ABC):
         Frozen dataclass of the method's own options with their defaults (`--options name=value`).
     personal
         Two clients with the same tasks may get different weights.
+    revision
+        Of a built-in method's numbers: one more whenever they, or an option's default, change, so that results of
+        before are not taken for its own.
     """
 
     Options: ClassVar[type] = NoOptions
     personal: ClassVar[bool] = False
+    revision: ClassVar[int] = 0
 
     def __init__(self, problem: Problem, config: RunConfig) -> None:
         self.problem, self.config = problem, config

@@ -26,9 +26,12 @@ class Reference(ABC):
     ----------
     Options
         As of a `Method`.
+    revision
+        As of a `Method`.
     """
 
     Options: ClassVar[type] = NoOptions
+    revision: ClassVar[int] = 0
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -83,7 +86,8 @@ def budget_steps(config: RunConfig, samples: int, holders: int) -> int:
     holders see. One client alone stands for a federation (a comparison's cell of individual), and keeps its share.
     """
     t, f = config.training, config.federation
-    share = f.participation if f.clients == 1 else f.drawn / f.clients
+    alone = f.method == "individual" and f.clients == 1
+    share = f.participation if alone else f.drawn / f.clients
     per_epoch = -(-samples // min(t.batch_size, samples))
     if t.local_steps:
         return max(1, round(t.local_steps * f.rounds * share * holders))
