@@ -37,6 +37,7 @@ class LocalGrid(Grid):
     lost: set[int] = field(default_factory=set)
     log: list[tuple[str, int]] = field(default_factory=list)
     keys: dict[int, bytes] = field(default_factory=dict)
+    started: dict[int, str] = field(default_factory=dict)
     _sent: dict[str, Message] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,7 +61,10 @@ class LocalGrid(Grid):
         return list(self.nodes)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
-        return [NodeInfo(node_id=node, public_key=self.keys.get(node, b"")) for node in self.nodes]
+        return [
+            NodeInfo(node_id=node, public_key=self.keys.get(node, b""), last_activated_at=self.started.get(node, ""))
+            for node in self.nodes
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []

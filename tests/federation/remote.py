@@ -44,7 +44,7 @@ class Nodes:
             if node not in self.named and node not in self.away:
                 answer = self.meddle("hello", node, self.agents[node]().hello(self.plan))
                 with contextlib.suppress(DataError):
-                    self.named[node] = admit(node, answer, None)
+                    self.named[node] = admit(node, answer, None, {*self.named.values()} - self.away)
         return {name for node, name in self.named.items() if node not in self.away}
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:

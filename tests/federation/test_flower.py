@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from threading import Event
 
@@ -266,16 +267,13 @@ def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
 
     grid = LocalGrid({1: node, 2: node})
     remote = FlowerRemote(grid, b"", poll_s=0.01)
-    taken: set[str] = set()
 
-    def admit(node: str, answer: bytes | Failure, owner: str | None) -> str:
+    def admit(node: str, answer: bytes | Failure, owner: str | None, there: Collection[str]) -> str:
         assert isinstance(answer, bytes)
         assert owner is None, "nodes without keys"
-        name = answer.decode()
-        if name in taken:
+        if answer.decode() in there:
             raise DataError("one is there")
-        taken.add(name)
-        return name
+        return answer.decode()
 
     assert remote.look(admit) == {"north"}
     held = next(iter(remote.names))
@@ -284,9 +282,62 @@ def test_a_site_that_comes_back_has_another_node_and_the_same_name() -> None:
     assert list(grid.pull_messages([f"message-{i}" for i in range(3)]))
     assert told[-1] == ("query.refused", b"one is there")
     del grid.nodes[held]
-    taken.clear()
     assert remote.look(admit) == {"north"}
     assert set(remote.names) == set(grid.nodes)
+
+
+def test_a_site_that_starts_anew_with_its_old_key_is_asked_anew(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """With keys a node is the same after a restart, which may fall between two looks."""
+    house, said = House(run_config(tiny_vit), tiny_data, tmp_path), []
+    grid = grid_of(house)
+    apps = dict(grid.nodes)
+
+    def broken(*_: object) -> Message:
+        raise OSError("the disk is not mounted")
+
+    def restart(site: str, node: Node) -> None:
+        grid.nodes[IDS[site]], grid.started[IDS[site]] = node, f"start {len(said)}"
+
+    grid.nodes[IDS["east"]] = app_node(broken, IDS["east"])
+    grid.nodes[IDS["north"]] = lambda _: None  # it ends before it has said who it is
+    server = house.server(over(grid, house), said, min_sites=1)
+    server.gather(1)
+    server.gather(2)
+    assert set(server.roster.clients) == {"south"}
+    assert any("the disk is not mounted" in line for line in said)
+    restart("east", apps[IDS["east"]])
+    restart("north", apps[IDS["north"]])
+    server.gather(3)
+    assert set(server.roster.clients) == {"south", "east", "north"}
+    house.holds = {**HOLDS, "east": ("middle",)}
+    server.gather(4)
+    assert server.roster.clients["east"] == ("left", "right"), "a site is asked who it is once"
+    restart("east", apps[IDS["east"]])
+    server.gather(5)
+    assert server.roster.clients["east"] == ("middle",)
+    assert not any("there already" in line for line in said)
+
+
+def test_a_site_that_was_slow_once_is_not_late_forever() -> None:
+    stalled = Event()
+    remote, grid = named({"a": echo, "b": lambda m: echo(m) if stalled.is_set() else None}, min_sites=1, deadline_s=0.1)
+    assert dict(remote.ask("train", {"a": b"1", "b": b"1"}))["b"] == Failure("late", "no answer in 0.1 s")
+    found = dict(remote.ask("train", {"a": b"2", "b": b"2"}))
+    assert found == {"a": b"2!", "b": Failure("late", "still at an earlier question after 0.1 s")}
+    assert [node for _, node in grid.log].count(11) == 1, "no second question waits behind the first"
+    stalled.set()
+    assert dict(remote.ask("train", {"a": b"3", "b": b"3"})) == {"a": b"3!", "b": b"3!"}
+
+
+def test_who_was_late_and_starts_anew_owes_nothing() -> None:
+    remote, grid = named({"a": echo, "b": lambda _: None}, min_sites=1, deadline_s=0.1)
+    remote.look(lambda *_: "")
+    dict(remote.ask("train", {"a": b"1", "b": b"1"}))
+    grid.nodes[11], grid.started[11] = echo, "later"
+    assert remote.look(lambda node, *_: "ab"[int(node) - 10]) == {"a", "b"}
+    assert dict(remote.ask("train", {"a": b"2", "b": b"2"})) == {"a": b"2!", "b": b"2!"}
 
 
 def records(**changes: object) -> RecordDict:

@@ -1,6 +1,7 @@
 import random
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -239,6 +240,17 @@ def test_a_run_that_nobody_answers_stops() -> None:
         play(federation(dict.fromkeys(CLIENTS, broken), rounds=9))
     assert str(stopped.value).count("the disk of this site is gone") == 1  # once for all who say so
     assert all(client in str(stopped.value) for client in CLIENTS)
+
+
+def test_all_clients_may_leave_after_a_round() -> None:
+    """As a server lets those go that sent what it refuses; others may be there for the next round."""
+    run = federation(dict.fromkeys(CLIENTS, FakeSite("client-9", samples=(1,))), rounds=1)
+    run = replace(run, clients=dict(run.clients))
+    progress = run_rounds(
+        run, Progress(0, METHOD.start()), evaluate=lambda *_: None, record=lambda _: run.clients.clear(),
+        save=lambda _: None,
+    )  # fmt: skip
+    assert progress.totals.silent_rounds == 1
 
 
 def extreme(vector: float, rescaler: float) -> FakeSite:

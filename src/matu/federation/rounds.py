@@ -114,11 +114,12 @@ def run_rounds(
         progress.totals.evaluation_s += now - began
         progress.totals.total_s += now - mark
         mark = now
-        record(line)
-        save(progress)
         silent = progress.totals.silent_rounds
         asked = {site for back in range(silent) for site in federation.sample(number - back)}
-        if silent >= SILENT_ROUNDS and len(asked) >= min(SILENT_SITES, len(federation.clients)):
+        enough = min(SILENT_SITES, len(federation.clients))
+        record(line)  # after which clients may be others
+        save(progress)
+        if silent >= SILENT_ROUNDS and len(asked) >= enough:
             why = _by_reason(line["failures"])
             raise MatuError(f"nobody answered in {silent} rounds in a row; the last reasons: {why}")
     return progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,16 +25,20 @@ from matu.wire import Codecs, Header, encode
 class Admit(Protocol):
     """Lets a node in, or raises DataError, which the node is told."""
 
-    def __call__(self, node: str, answer: bytes | Failure, owner: str | None) -> str:
-        """The name that the node shall have: of the site whose key it has (`owner`; None: keys are not known)."""
+    def __call__(self, node: str, answer: bytes | Failure, owner: str | None, there: Collection[str]) -> str:
+        """The name that the node shall have: of the site whose key it has (`owner`; None: keys are not known).
+
+        `there` are the names of sites that are there now: of those it can be none.
+        """
 
 
 class Remote(Protocol):
     """Sites somewhere else.
 
-    `look` asks every node that is new who it is, gives each answer to `admit`, and tells which names are there now.
-    `ask` puts a question ("train", "evaluate", "finish") to some of them and gives replies as they arrive, each site
-    once; it may end before all have answered. `forget` makes the next `look` ask a site's node anew.
+    `look` asks every node that is new, or has started anew, who it is, gives each answer to `admit`, and tells which
+    names are there now. `ask` puts a question ("train", "evaluate", "finish") to some of them and gives replies as
+    they arrive, each site once; it may end before all have answered. `forget` makes the next `look` ask a site's node
+    anew.
     """
 
     def look(self, admit: Admit) -> set[str]:
@@ -182,7 +186,7 @@ class Server:
             waited = True
             time.sleep(self.look_every_s)
 
-    def _admit(self, node: str, answer: bytes | Failure, owner: str | None) -> str:
+    def _admit(self, node: str, answer: bytes | Failure, owner: str | None, there: Collection[str]) -> str:
         who = f"node {node}"
         try:
             if isinstance(answer, Failure):
@@ -191,7 +195,7 @@ class Server:
             who = f"site '{hello.site}'"
             if owner is not None and owner != hello.site:
                 raise DataError(f"its key is that of site '{owner}'" if owner else "its key is of no site of [sites]")
-            if hello.site in self.roster.clients:
+            if hello.site in there:
                 raise DataError("a site of this name is there already")
             self.roster.admit(hello)
         except DataError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Thread
@@ -67,24 +67,34 @@ class FlowerRemote:
     _refused: set[int] = field(default_factory=set)
     _greeted: dict[str, int] = field(default_factory=dict)
     """Hellos under way: message id -> node."""
+    _owed: dict[str, int] = field(default_factory=dict)
+    """Questions given up as late, which their nodes may still be at: message id -> node."""
+    _since: dict[int, str] = field(default_factory=dict)
+    """When each node that is there was started, in Flower's words."""
     _fetches: dict[str, Future[list[Message]]] = field(default_factory=dict)
     """Looks for replies that have not come back: message id -> what was found."""
 
     def look(self, admit: Admit) -> set[str]:
         """Ask new nodes who they are, take in who has answered, tell the others why not; the sites that are there."""
-        there = set(self.grid.get_node_ids())
-        gone = (set(self.names) | self._refused) - there
+        nodes = {one.node_id: one for one in self.grid.get_nodes()}
+        since = {node: one.last_activated_at for node, one in nodes.items()}
+        gone = {node for node in self._since if since.get(node) != self._since[node]}  # also who has started anew
+        self._since = since
         for node in gone:
             self.names.pop(node, None)
+        for asked in (self._greeted, self._owed):
+            for one in [one for one, node in asked.items() if node in gone]:
+                del asked[one]
+                self._fetches.pop(one, None)
         if gone:  # a name may be free again
             self._refused.clear()
-        asked = set(self._greeted.values())
-        new = sorted(there - set(self.names) - self._refused - asked)
+        new = sorted(set(nodes) - set(self.names) - self._refused - set(self._greeted.values()))
         self._greeted |= self._push("hello", dict.fromkeys(new, b""))
         for node, answer in self._replies(self._greeted):
-            if node in there:
+            if node in nodes:
+                owner = None if self.keys is None else self.keys.get(nodes[node].public_key, "")
                 try:
-                    self.names[node] = admit(str(node), answer, self._owner(node))
+                    self.names[node] = admit(str(node), answer, owner, set(self.names.values()))
                 except DataError as error:
                     self._refused.add(node)
                     if not isinstance(answer, Failure):  # of a failure it has the reason itself
@@ -92,21 +102,26 @@ class FlowerRemote:
         return set(self.names.values())
 
     def ask(self, question: str, payloads: Mapping[str, bytes]) -> Iterator[tuple[str, bytes | Failure]]:
-        """Pairs of site and reply as they arrive; sites that are late, or not there, fail."""
-        nodes = {name: node for node, name in self.names.items()}
+        """Pairs of site and reply as they arrive; sites that are late, or not there, fail.
+
+        Who still owes the answer to an earlier question is asked when it has come: nodes answer in order, and one that
+        was slow once would be late forever.
+        """
+        sites, nodes = dict(self.names), {name: node for node, name in self.names.items()}
         for site in sorted(set(payloads) - set(nodes)):
             yield site, Failure("gone", "not there")
-        asked = {node for site, node in nodes.items() if site in payloads}
+        waiting = [nodes[site] for site in payloads if site in nodes]
         pending: dict[str, int] = {}
-        for site in [site for site in payloads if site in nodes]:  # one by one: only one is in memory at a time
-            pending |= self._push(question, {nodes[site]: payloads[site]})
-        sites, answered, failed, began = dict(self.names), 0, 0, time.monotonic()
-        for node in sorted(asked - set(pending.values())):
-            yield sites[node], Failure("gone", "Flower took no message for its node")
-        count, late = len(pending), began + self.deadline_s if self.deadline_s else None
-        limit = PATIENCE * self.deadline_s
-        while pending:
-            before = len(pending)
+        count, answered, failed, began = len(waiting), 0, 0, time.monotonic()
+        late, limit = began + self.deadline_s if self.deadline_s else None, PATIENCE * self.deadline_s
+        while waiting or pending:
+            before = len(waiting), len(pending)
+            for node in self._free(waiting, late):  # one by one: only one message is in memory at a time
+                waiting.remove(node)
+                pending |= (sent := self._push(question, {node: payloads[sites[node]]}))
+                if not sent:
+                    failed += 1
+                    yield sites[node], Failure("gone", "Flower took no message for its node")
             for node, answer in self._replies(pending, late):
                 failed += isinstance(answer, Failure)
                 answered += not isinstance(answer, Failure)
@@ -115,18 +130,19 @@ class FlowerRemote:
                 limit = self.deadline_s
             if limit and time.monotonic() - began >= limit:
                 break
-            if len(pending) == before:
+            if (len(waiting), len(pending)) == before:
                 time.sleep(self.poll_s)
-        for one, node in sorted(pending.items(), key=lambda pair: pair[1]):
-            self._fetches.pop(one, None)
+        self._owed |= pending
+        for node in sorted(pending.values()):
             yield sites[node], Failure("late", f"no answer in {limit:g} s")
+        for node in waiting:
+            yield sites[node], Failure("late", f"still at an earlier question after {limit:g} s")
 
-    def _owner(self, node: int) -> str | None:
-        """The site whose key a node has; empty: nobody's."""
-        if self.keys is None:
-            return None
-        found = [self.keys.get(one.public_key, "") for one in self.grid.get_nodes() if one.node_id == node]
-        return found[0] if found else ""
+    def _free(self, nodes: Iterable[int], late: float | None) -> list[int]:
+        """The nodes that owe no answer; one that comes now is too late for its question."""
+        for _ in self._replies(self._owed, late):
+            pass
+        return [node for node in nodes if node not in self._owed.values()]
 
     def forget(self, site: str) -> None:
         """The next `look` asks its node anew who it is."""
