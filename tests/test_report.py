@@ -34,6 +34,14 @@ def test_the_footer_says_what_its_numbers_are(capsys: pytest.CaptureFixture[str]
     assert max(map(len, lines)) <= 100
 
 
+def test_brackets_in_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = result(1)
+    for part in ("tasks", "accuracy"):
+        shown[part] = {"left [/right] [bold]": shown[part]["task-0"]}
+    print_result(shown, Path("out"))
+    assert "left [/right] [bold]" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("tasks", "said"),
     [

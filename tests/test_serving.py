@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTModel
 
 from artifact_cases import leave_artifact
 from matu.artifact import load_artifact
+from matu.artifact.forget import negate
 from matu.errors import ConfigError, DataError
 from matu.models import AdaptedModel, load_backbone
 from matu.serving import ManyTaskModel
@@ -209,6 +210,25 @@ def test_a_task_named_twice_is_told(tiny_vit: Path) -> None:
     model = adapted(tiny_vit)
     with pytest.raises(DataError, match="each once"):
         ManyTaskModel(model, artifact(model), ("birds", "birds"))
+
+
+def test_a_negated_task_is_served_negated(tiny_vit: Path, tmp_path: Path) -> None:
+    leave_artifact(tmp_path / "run", str(tiny_vit), method="matu")
+    first, second = load_artifact(tmp_path / "run").tasks[:2]
+    negate(load_artifact(tmp_path / "run"), first, 0.5).write(tmp_path / "turned")
+    turned = load_artifact(tmp_path / "turned")
+    served, trainer = ManyTaskModel.of(turned, models_root=tiny_vit.parent), turned.trainer(models_root=tiny_vit.parent)
+    images = noise(4)
+    mixed = served.predict_mixed(images, [first, second, second, first])
+    for task, places in ((first, (0, 3)), (second, (1, 2))):
+        trainer.model.load(turned.vector(task))
+        expected = logits(trainer.model.features(images).float(), turned.weights(task).head).detach()
+        torch.testing.assert_close(served.predict(images, task), expected, rtol=1e-5, atol=1e-5)
+        for place in places:
+            torch.testing.assert_close(mixed[place], expected[place], rtol=1e-5, atol=1e-5)
+    untouched = ManyTaskModel.of(load_artifact(tmp_path / "run"), models_root=tiny_vit.parent)
+    assert not torch.allclose(untouched.predict(images, first), served.predict(images, first))
+    assert torch.equal(untouched.predict(images, second), served.predict(images, second))
 
 
 def test_artifacts_in_other_forms_are_refused(tiny_vit: Path, tmp_path: Path) -> None:

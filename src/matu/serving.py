@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Self
 
 import numpy as np
@@ -32,6 +33,8 @@ class ManyTaskModel:
         `head/<task>` float [classes, features + 1].
     tasks
         Names of the tasks, in the order of the rows.
+    scales
+        By task, what B's part of its vector is multiplied by (an artifact's `scale`); 1 for those left out.
 
     Raises
     ------
@@ -39,7 +42,13 @@ class ManyTaskModel:
         If the tensors do not fit the model or the tasks.
     """
 
-    def __init__(self, model: AdaptedModel, tensors: Mapping[str, Tensor], tasks: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: AdaptedModel,
+        tensors: Mapping[str, Tensor],
+        tasks: Sequence[str],
+        scales: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
         _check(model, tensors, tasks)
         self.model, self.tasks = model, tuple(tasks)
         self._rows = {task: row for row, task in enumerate(tasks)}
@@ -48,6 +57,13 @@ class ManyTaskModel:
         self._rescalers = tensors["rescalers"].to(device, torch.float32)
         self._masks = _packed(tensors["masks"]).to(device)
         self._heads = {task: tensors[f"head/{task}"].to(device, torch.float32) for task in tasks}
+        self._scales = self._of_b = None
+        if any(scale != 1 for scale in scales.values()):
+            self._scales = torch.tensor([[scales.get(task, 1.0)] for task in tasks], device=device)
+            of_b = torch.zeros(model.dim)
+            for name, part in model.layout.unflatten(of_b).items():
+                part.fill_(".lora_B." in name)
+            self._of_b = of_b.bool().to(device)
         self._bits = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(device, torch.float32)
         self._task: str | None = None
         self._turn = threading.Lock()
@@ -66,7 +82,8 @@ class ManyTaskModel:
         trainer = artifact.trainer(models_root=models_root, device=device)
         if trainer.objective.linearised:
             raise ConfigError("features of this artifact are linear in the adapter, which is not served")
-        return cls(trainer.model, artifact.packed.tensors, artifact.tasks)
+        scales = {task: artifact.note["tasks"][task]["scale"] for task in artifact.tasks}
+        return cls(trainer.model, artifact.packed.tensors, artifact.tasks, scales)
 
     @property
     def task(self) -> str | None:
@@ -157,6 +174,8 @@ class ManyTaskModel:
         bits = self._bits.index_select(0, packed.flatten().int()).view(len(rows), -1)
         vectors = bits[:, at.start % 8 :][:, : at.stop - at.start]
         vectors.mul_(self._rescalers[rows][:, None]).mul_(self._vector[at])
+        if self._scales is not None and self._of_b is not None:
+            vectors.mul_(torch.where(self._of_b[at], self._scales[rows], 1.0))
         return torch.add(self.model.start[at], vectors, out=out)
 
     def _require(self, tasks: Sequence[str]) -> None:

@@ -141,6 +141,42 @@ def test_what_stays_at_a_node_comes_back_next_round() -> None:
     assert not torch.equal(second[1, "right"]["layer.0.lora_A"], first[1, "right"]["layer.0.lora_A"])
 
 
+def test_what_stays_at_a_node_is_of_one_run() -> None:
+    seen: list[Any] = []
+    grid = grid_of(an_app(seen))
+    for _ in range(2):
+        run(MatuStrategy("fedper", min_nodes=3, wire=EXACT), grid)
+    assert all(torch.equal(arrays["layer.0.lora_A"], START["layer.0.lora_A"]) for _, _, arrays in seen[4:])
+    assert all((arrays["head.weight"] == 0.5).all() for _, _, arrays in seen[4:])
+
+
+def test_a_node_that_starts_anew_is_told_the_start_again_and_others_keep_what_they_have() -> None:
+    seen: list[Any] = []
+    app = an_app(seen)
+    grid, strategy = grid_of(app), MatuStrategy("fedper", min_nodes=2, wire=EXACT)
+    run(strategy, grid)
+    grid.nodes[IDS[1]] = app_node(app, IDS[1], partition_id=1)  # its context was in memory
+    seen.clear()
+    run(strategy, grid)
+    assert {node for node, _, _ in seen} == {0, 2}
+    seen.clear()
+    run(strategy, grid)
+    assert {node for node, _, _ in seen} == {0, 1, 2}
+    heads = {(node, task): arrays["head.weight"] for node, task, arrays in seen}
+    assert (heads[1, "right"] == 0.5).all()
+    assert not (heads[0, "right"] == 0.5).any(), "of others nothing is forgotten"
+
+
+def test_rounding_by_chance_is_drawn_and_repeats() -> None:
+    def played(rounding: str) -> torch.Tensor:
+        strategy = MatuStrategy("per_task_fedavg", min_nodes=3, wire=WireConfig(rounding=rounding))  # type: ignore[arg-type]
+        run(strategy, grid_of(an_app([])))
+        return torch.cat([t.reshape(-1) for t in strategy.arrays_of("left").to_torch_state_dict().values()])
+
+    assert torch.equal(played("stochastic"), played("stochastic"))
+    assert not torch.equal(played("stochastic"), played("nearest"))
+
+
 @pytest.mark.parametrize(
     ("flaws", "said"),
     [
@@ -181,6 +217,8 @@ def test_what_cannot_be_is_told() -> None:
         run(MatuStrategy("no_such", min_nodes=1), grid_of(an_app([])))
     with pytest.raises(DataError, match="a way to train, which here is the app's"):
         run(MatuStrategy("fedprox", min_nodes=1), grid_of(an_app([])))
+    with pytest.raises(DataError, match="a way to train, which here is the app's"):
+        run(MatuStrategy("matu_plus", min_nodes=1), grid_of(an_app([])))
     with pytest.raises(Exception, match="no round has begun"):
         MatuStrategy().arrays_of("left")
     strategy = MatuStrategy(min_nodes=3)

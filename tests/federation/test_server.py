@@ -11,8 +11,9 @@ import torch
 from remote import HOLDS, House, Nodes, run_config
 
 from matu.artifact import Packed, load_artifact
+from matu.config import MachineConfig, RunConfig
 from matu.errors import ConfigError, DataError
-from matu.federation.agent import Plan
+from matu.federation.agent import Agent, Plan
 from matu.federation.checkpoint import Progress
 from matu.federation.hello import Hello, Score
 from matu.federation.rounds import Federation, codecs_of, run_rounds
@@ -279,6 +280,33 @@ def test_what_a_site_keeps_is_on_its_disk_and_of_the_last_rounds_alone(
     for site in HOLDS:
         kept = sorted(path.stem for path in (tmp_path / site / "memory" / ("ab" * 16)).iterdir())
         assert kept == ["00000004", "00000005"]
+
+
+def test_a_site_measures_its_machine_once_and_heeds_what_its_owner_writes_later(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def decide(config: RunConfig, *_: Any, **__: Any) -> MachineConfig:
+        measured.append(config.machine)
+        machine = config.machine
+        return replace(machine, threads=machine.threads or 1, precision="float32", together=1)
+
+    monkeypatch.setattr("matu.federation.agent.decide", decide)
+    house = House(run_config(tiny_vit), tiny_data, tmp_path)
+    plan, agent = Plan(house.config).encode(), house.agent("east")
+
+    def started(**asked: Any) -> MachineConfig:
+        own = replace(agent.own, machine=replace(agent.own.machine, **asked))
+        again = Agent("east", own, agent.roots, agent.folder)
+        again.hello(plan)
+        return again._ready[plan][0].config.machine
+
+    asked = {"precision": "auto", "threads": 0}
+    assert started(**asked) == started(**asked)
+    assert len(measured) == 1
+    assert started(**asked | {"threads": 2}).threads == 2
+    assert len(measured) == 2
 
 
 def test_nodes_names_are_not_their_ids(tiny_vit: Path, tiny_data: Path, tmp_path: Path) -> None:

@@ -322,6 +322,11 @@ def test_a_finished_run_is_not_taken_for_another(
     command = ["server", "--config", "server.toml", "--out", str(tmp_path)]
     assert run_command(command) == 0
     assert "is complete; nothing to do" in capsys.readouterr().out
+    (tmp_path / "flower").mkdir(exist_ok=True)
+    (tmp_path / "flower/state.db").write_bytes(b"what sites sent, left by a kill at the very end")
+    assert run_command(command) == 0
+    assert not (tmp_path / "flower/state.db").exists()
+    capsys.readouterr()
     written(tmp_path / "server.toml", SERVER | {"federation": {"rounds": 4}})
     assert run_command(command) == 2
     assert "was begun with another configuration (rounds 3 -> 4); restore it" in capsys.readouterr().err

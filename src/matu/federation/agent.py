@@ -187,8 +187,12 @@ class Agent:
         return self._ready[plan]
 
     def _decided(self, plan: bytes, config: RunConfig, jobs: int) -> MachineConfig:
-        """The machine's "auto" and 0, measured once for a plan and remembered: a round must not measure anew."""
-        path, key = self.folder / "machine.json", hashlib.sha256(plan).hexdigest()
+        """The machine's "auto" and 0, measured once for a plan and remembered: a round must not measure anew.
+
+        A site that asks for something else since is heard: its own settings are part of what is remembered.
+        """
+        asked = json.dumps(dataclasses.asdict(config.machine), sort_keys=True)
+        path, key = self.folder / "machine.json", hashlib.sha256(plan + asked.encode()).hexdigest()
         try:
             found = json.loads(path.read_text())
             if found["plan"] == key and found["precision"] in ("float32", "bfloat16"):

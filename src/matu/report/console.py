@@ -78,8 +78,8 @@ def span(seconds: float) -> str:
 
 
 def plain_console() -> Console:
-    """For tables on stdout; a pipe has no width, and gets what a wide terminal would."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    """For tables on stdout, brackets in names as they are; a pipe has no width, and gets what a wide terminal would."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140)
 
 
 def print_result(result: Mapping[str, Any], out: Path) -> None:

@@ -80,6 +80,9 @@ class Deployment:
         if finished.is_file() or (self.folder / "run.json").is_file():
             number_of(self.server, self.folder)  # refuses another configuration before anything is touched
         if finished.is_file():
+            if any(self.home.glob("state.db*")):  # a kill at the very end left what sites had sent
+                with only_one(self.home):
+                    self._forget_messages(True)
             self.tell(f"{self.folder} is complete; nothing to do")
             return dict(json.loads(finished.read_text()))
         self._check()

@@ -24,11 +24,12 @@ from matu.federation.flower.records import payload_of, plan_of, reply
 from matu.federation.rounds import codecs_of
 from matu.methods import Method, Problem, find_method
 from matu.methods.base import Local, State
+from matu.seeds import stream
 from matu.training import Weights
 from matu.vectors import Layout
 from matu.wire import Envelope, encode
 
-START, HELLO, MEMORY, ARRAYS = "matu-start", "matu-hello", "matu-memory", "arrays"
+START, RUN, HELLO, MEMORY, ARRAYS = "matu-start", "matu-run", "matu-hello", "matu-memory", "arrays"
 Held = Mapping[str, tuple[int, Mapping[str, Tensor]]]
 """By task: the number of training examples, and the arrays that are its own (a classifier), as training starts with
 them; those that are not may be among them."""
@@ -52,6 +53,9 @@ def matu_mod(tasks: Callable[[Context], Held]) -> Mod:
         held = tasks(context)
         if START in message.content.array_records:
             context.state[START] = message.content.array_records[START]
+            if context.state.config_records.get(RUN) != (run := message.content.config_records[RUN]):
+                context.state.array_records.pop(MEMORY, None)  # of another run
+                context.state[RUN] = run
             start = message.content.array_records[START].to_torch_state_dict()
             own = {task: heads_of(arrays, start) for task, (_, arrays) in held.items()}
             note: dict[str, Any] = {
@@ -91,7 +95,7 @@ def method_of(config: RunConfig, problem: Problem) -> Method:
         raise DataError(f"method '{name}' sends no messages")
     method = kind(problem, config)
     objective = method.objective
-    if objective.proximal or objective.linearised or objective.trained is not None:
+    if objective.proximal or objective.linearised or objective.balanced or objective.trained is not None:
         raise DataError(f"method '{name}' is a way to train, which here is the app's; expected matu, for example")
     return method
 
@@ -117,6 +121,7 @@ class _Node:
         expected = {
             "method": config.federation.method, "site": str(self.context.node_id), "tasks": tuple(self.held),
             "fingerprint": fingerprint_of(self.layout, self.start),
+            "run": self.context.state.config_records[RUN]["run"],
         }  # fmt: skip
         for name, value in expected.items():
             if getattr(header, name) != value:
@@ -135,7 +140,10 @@ class _Node:
         self.context.state[MEMORY] = ArrayRecord(dict(kept))
         update = replace(header, kind="update", class_lists=(), samples=tuple(samples.values()), metrics={})
         parts = method.uplink_parts(header.tasks)
-        answer = reply(encode(update, parts, tensors, codecs_of(config.wire)[0], held=opened), self.message)
+        draw = None
+        if config.wire.rounding == "stochastic":
+            draw = stream(config.machine.seed, "rounding", header.round, header.site)
+        answer = reply(encode(update, parts, tensors, codecs_of(config.wire)[0], held=opened, draw=draw), self.message)
         answer.content["metrics"] = MetricRecord(self.metrics)
         return answer
 

@@ -19,10 +19,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from matu.config import FederationConfig, RunConfig, WireConfig
+from matu.config import FederationConfig, MachineConfig, RunConfig, WireConfig
 from matu.errors import DataError, MatuError
 from matu.federation.agent import Plan
-from matu.federation.flower.mod import HELLO, START, adapter_of, fingerprint_of, method_of
+from matu.federation.flower.mod import HELLO, RUN, START, adapter_of, fingerprint_of, method_of
 from matu.federation.flower.records import payload_of, request
 from matu.federation.rounds import Federation, codecs_of, open_update
 from matu.federation.transport import InProcess
@@ -77,7 +77,8 @@ class MatuStrategy(Strategy):
         wire: WireConfig | None = None,
     ) -> None:
         federation = FederationConfig(method=method, options=tuple(options), participation=fraction_train)
-        self.config = replace(RunConfig(), federation=federation, wire=wire or WireConfig())
+        machine = MachineConfig(seed=seed)
+        self.config = replace(RunConfig(), federation=federation, wire=wire or WireConfig(), machine=machine)
         self.config.check()
         self.fraction_evaluate, self.min_nodes, self.seed = fraction_evaluate, min_nodes, seed
         self.federation: Federation | None = None
@@ -194,7 +195,8 @@ class MatuStrategy(Strategy):
         while True:
             there = sorted(grid.get_node_ids())
             new = [node for node in there if str(node) not in federation.clients and node not in self._refused]
-            asked = [Message(RecordDict({START: start}), dst_node_id=node, message_type="train") for node in new]
+            told = RecordDict({START: start, RUN: ConfigRecord({"run": federation.run})})
+            asked = [Message(told, dst_node_id=node, message_type="train") for node in new]
             replies = list(grid.send_and_receive(asked)) if asked else []
             nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in asked}
             for reply in replies:
@@ -248,6 +250,7 @@ class MatuStrategy(Strategy):
                 continue
             if reply.has_error():
                 LOG.warning("round %s: node %s: %s", self.round, node, reply.error.reason)
+                self._clients.pop(str(node), None)  # it may have started anew, and is told the start again
                 continue
             yield node, reply
 
