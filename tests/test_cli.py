@@ -219,7 +219,14 @@ def test_folders_by_path_are_kept_whole_and_results_name_none(
     said = capsys.readouterr().out
     assert str(tiny_data) not in said
     assert str(tiny_vit.parent) not in said
+    (home / "links").mkdir()
+    for name in ("left", "right"):
+        (home / "links" / f"my-{name}").symlink_to(tiny_data / name)
     monkeypatch.chdir(home)
+    linked = ("--tasks", "links/my-left", "./links/my-right", "--backbone", str(tiny_vit))
+    assert call("run", *words[:2], *linked, "--rounds", "1", "--json", "--out", "linked") == 0
+    assert set(json.loads(capsys.readouterr().out)["tasks"]) == {"my-left", "my-right"}, "a link keeps its name"
+    assert f'"{home}/links/my-left"' in (home / "linked/config.toml").read_text()
     assert call("run", "--config", "out/config.toml", "--json", "--out", "again") == 0
     assert without_times(json.loads(capsys.readouterr().out)) == without_times(json.loads(said))
 

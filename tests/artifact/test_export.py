@@ -14,7 +14,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import BeitConfig, BeitModel, Dinov2Config, Dinov2Model
+from transformers import (
+    BeitConfig,
+    BeitModel,
+    Dinov2Config,
+    Dinov2Model,
+    IJepaConfig,
+    IJepaModel,
+    SwinConfig,
+    SwinModel,
+)
 
 from artifact_cases import CLASSES, leave_artifact
 from matu.artifact import Artifact, load_artifact
@@ -72,6 +81,8 @@ CASES = {
     "dinov2": Case("dinov2", size=16),
     "beit": Case("beit", size=16),
     "beit-merged": Case("beit", size=16, merged=True),
+    "swin": Case("swin", size=16),
+    "ijepa": Case("ijepa", size=16),
 }
 
 
@@ -84,6 +95,9 @@ def models(tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(root / "dinov2")
     BeitModel(BeitConfig(**sizes, intermediate_size=32)).save_pretrained(root / "beit")
+    IJepaModel(IJepaConfig(**sizes, intermediate_size=32)).save_pretrained(root / "ijepa")
+    swin = {"embed_dim": 16, "depths": [1], "num_heads": [2], "window_size": 2, "image_size": 16, "patch_size": 4}
+    SwinModel(SwinConfig(**swin)).save_pretrained(root / "swin")
     return root
 
 
@@ -144,7 +158,7 @@ def odd_images() -> dict[str, tuple[Image.Image, str]]:
     palette.info["transparency"] = 3
     smooth = Image.fromarray(draw.integers(0, 256, (6, 8, 3), np.uint8)).resize((400, 300))
     return {
-        "16 bits": (Image.fromarray(grey), "PNG"), "32 bits": (Image.fromarray(grey.astype(np.int32)), "TIFF"),
+        "16 bits": (Image.fromarray(grey), "PNG"), "16 bits in 32": (Image.fromarray(grey), "PPM"),
         "rgba": (Image.fromarray(rgba), "PNG"), "grey and alpha": (Image.fromarray(rgba[..., :2], "LA"), "PNG"),
         "palette": (palette, "PNG"), "cmyk": (Image.fromarray(rgba, "CMYK"), "JPEG"),
         "bits": (Image.fromarray(rgba[..., 0]).convert("1"), "PNG"), "large": (smooth, "JPEG"),

@@ -76,6 +76,12 @@ def test_paths_of_a_sites_file_are_from_its_folder(tmp_path: Path) -> None:
     assert found.agent().name == "north"
 
 
+def test_tasks_by_path_are_beside_the_sites_file(tmp_path: Path) -> None:
+    tasks = {"tasks": ["flowers/small", "../birds", "/data/cats", "bare", "hub:owner/pets"]}
+    found = read_site(written(tmp_path / "north.toml", SITE | {"tasks": tasks})).config.tasks.tasks
+    assert found == (f"{tmp_path}/flowers/small", f"{tmp_path}/../birds", "/data/cats", "bare", "hub:owner/pets")
+
+
 def test_what_a_sites_file_leaves_out_is_as_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

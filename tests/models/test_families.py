@@ -13,11 +13,15 @@ from transformers import (
     DeiTModel,
     Dinov2Config,
     Dinov2Model,
+    IJepaConfig,
+    IJepaModel,
     SwinConfig,
     SwinModel,
+    ViTMAEConfig,
+    ViTMAEModel,
 )
 
-from matu.errors import DataError
+from matu.errors import ConfigError, DataError
 from matu.models import AdaptedModel, load_backbone
 
 PLAIN = {
@@ -31,6 +35,7 @@ FAMILIES = {
     "swin": lambda: SwinModel(
         SwinConfig(embed_dim=16, depths=[1], num_heads=[2], window_size=2, image_size=16, patch_size=4)
     ),
+    "ijepa": lambda: IJepaModel(IJepaConfig(**PLAIN)),
 }
 
 
@@ -48,6 +53,28 @@ def test_a_family_loads_and_trains_at_any_size_its_patches_divide(family: str, t
         assert features.shape == (2, model.backbone.features)
         (features * torch.randn(features.shape)).sum().backward()
         assert model.parameters.grad.any()
+
+
+def test_an_encoder_without_a_class_token_is_read_at_all_places(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pixels = torch.randn(2, 3, 16, 16)
+    swin = FAMILIES["swin"]().eval()
+    swin.save_pretrained(tmp_path / "swin")
+    FAMILIES["ijepa"]().save_pretrained(tmp_path / "ijepa")
+    with torch.no_grad():
+        found = load_backbone(str(tmp_path / "swin"), image_size=16).encode(pixels)
+        torch.testing.assert_close(found, swin(pixel_values=pixels).pooler_output)
+        ijepa = load_backbone(str(tmp_path / "ijepa"), image_size=16)
+        hidden = ijepa.module(pixel_values=pixels).last_hidden_state
+    assert hidden.shape[1] == 16
+    torch.testing.assert_close(ijepa.encode(pixels), hidden.mean(1))
+
+
+def test_an_encoder_whose_features_are_drawn_is_refused(tmp_path: Path) -> None:
+    decoder = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_num_hidden_layers": 1}
+    ViTMAEModel(ViTMAEConfig(**PLAIN, **decoder)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="the same image has other features every time"):
+        load_backbone(str(tmp_path), image_size=16)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

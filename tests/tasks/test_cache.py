@@ -72,6 +72,30 @@ def test_class_names_are_content(tmp_path: Path) -> None:
     assert renamed.digest != first.digest
 
 
+def test_a_disk_that_fails_once_makes_no_bad_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image_folder(tmp_path / "pets")
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "0.png":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as once:
+        once.setattr(Path, "read_bytes", fail)
+        with pytest.raises(DataError, match=r"0\.png cannot be read \(Input/output error\)"):
+            load(tmp_path, "pets", skip_bad_images=True)
+    (task,) = load(tmp_path, "pets")
+    assert not task.bad
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
+def test_others_may_read_the_cache(tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "pets")
+    load(tmp_path, "pets")
+    assert entry(tmp_path).stat().st_mode & 0o777 == 0o755
+
+
 def test_other_size_is_another_entry(tmp_path: Path) -> None:
     write_pets(tmp_path / "pets")
     assert load(tmp_path, "pets")[0].digest != load(tmp_path, "pets", image_size=16)[0].digest

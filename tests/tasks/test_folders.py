@@ -34,14 +34,19 @@ def test_other_files_are_ignored_and_told(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         (more,) = load(tmp_path, "pets")
     assert [r.getMessage() for r in caplog.records] == [
-        "task 'pets': 2 files ignored (no image in a class folder), e.g. train/cat/notes.txt"
+        "task 'pets': 2 files ignored (no image in a class folder, or a link to another folder), e.g. "
+        "train/cat/notes.txt"
     ]
     assert len(more.train.labels) == len(clean.train.labels) + 1
     (folder / "test" / "stray.png").unlink()
+    (folder / "train" / "cat" / "notes.txt").unlink()
+    (folder / "train" / "dog" / "linked").symlink_to(folder / "train" / "cat" / "more")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         load(tmp_path, "pets")
-    assert caplog.messages == ["task 'pets': 1 file ignored (no image in a class folder), e.g. train/cat/notes.txt"]
+    assert caplog.messages == [
+        "task 'pets': 1 file ignored (no image in a class folder, or a link to another folder), e.g. train/dog/linked"
+    ]
 
 
 def test_class_folders_that_differ(tmp_path: Path) -> None:
@@ -51,6 +56,22 @@ def test_class_folders_that_differ(tmp_path: Path) -> None:
         "task 'pets': class 'dog' in train/ but not in test/; class 'god' in test/ but not in train/; "
         "both need the same class folders"
     )
+
+
+def test_a_class_without_images_is_told_whatever_the_cache_holds(tmp_path: Path) -> None:
+    folder = write_image_folder(tmp_path / "pets", ("ant", "cat"))
+    load(tmp_path, "pets")
+    for split in ("train", "test"):
+        (folder / split / "dog").mkdir()
+    assert "no images of class 'dog'" in problem(tmp_path, "pets")
+
+
+@pytest.mark.parametrize(("task", "kind"), [("mes\u00a0fleurs", "cat"), ("pets", "c\u200bat")])
+def test_names_that_no_message_can_carry_are_told(tmp_path: Path, task: str, kind: str) -> None:
+    write_image_folder(tmp_path / task, ("ant", kind))
+    wrong = f"class {kind!r}" if task == "pets" else f"name {task!r}"
+    for _ in range(2):  # from the folder, then perhaps from the cache
+        assert problem(tmp_path, task) == f"task {task!r}: {wrong}, expected 1 to 255 bytes of printable text"
 
 
 def test_class_folder_without_images(tmp_path: Path) -> None:

@@ -95,6 +95,17 @@ def test_floating_point_pixels_are_refused() -> None:
         decode(encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), 4)
 
 
+def test_pixels_of_32_bits_are_refused() -> None:
+    with pytest.raises(BadImageError, match="32-bit pixels: their range is not known"):
+        decode(encoded(Image.fromarray(np.full((4, 4), 200, np.int32)), "TIFF"), 4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PPM", "TIFF"])
+def test_sixteen_bits_of_every_format_keep_the_upper_eight(kind: str) -> None:
+    grey = Image.fromarray(np.full((4, 4), 200 << 8, np.uint16))
+    assert (decode(encoded(grey, kind), 4) == 200).all()
+
+
 def test_absurd_dimensions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(BadImageError, match="decompression bomb"):

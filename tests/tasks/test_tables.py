@@ -219,6 +219,18 @@ def test_hub_dataset(tmp_path: Path, hub: Callable[[object], list[tuple[object, 
     assert np.array_equal(task.test.images, [pixels(50 + i) for i in range(4)])
 
 
+def test_a_typed_label_column_beside_one_of_the_usual_name_is_asked_about(
+    tmp_path: Path, hub: Callable[[object], list[tuple[object, ...]]]
+) -> None:
+    splits = {split: hub_table(6).rename_column("fine_label", "animal") for split in ("train", "test")}
+    hub(splits)
+    assert len(load(tmp_path, "hub:someone/pets")[0].train.labels) == 6, "its type decides"
+    hub({split: table.add_column("label", list("ababab")) for split, table in splits.items()})
+    assert problem(tmp_path, "hub:someone/zoo") == (
+        "task 'zoo': label column 'animal' by its type or 'label' by its name? rename one"
+    )
+
+
 def test_hub_prefers_test_over_validation(tmp_path: Path, hub: Callable[[object], list[tuple[object, ...]]]) -> None:
     hub({"train": hub_table(6), "validation": hub_table(4), "test": hub_table(2)})
     assert len(load(tmp_path, "hub:someone/pets")[0].test.labels) == 2
@@ -268,6 +280,8 @@ def test_hub_dataset_through_the_real_library(tmp_path: Path, monkeypatch: pytes
     # A folder of that name in the working directory is what the library takes before it asks the hub.
     write_parquet(tmp_path / "someone" / "pets", pet_rows(6), pet_rows(4, first=50))
     monkeypatch.chdir(tmp_path)
+    assert "a folder someone/pets lies here too" in problem(tmp_path, "hub:someone/pets")
+    monkeypatch.setattr("matu.tasks.hub._lies_here", lambda _: False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
     (task,) = load(tmp_path, "hub:someone/pets")

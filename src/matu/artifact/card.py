@@ -129,10 +129,10 @@ with torch.no_grad():
 {logits}
 print(model.config.id2label[int(logits.argmax())])
 """
-_HEAD_CODE = f"""\
-pooled = output.get("pooler_output")
-features = output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
-head = load_file("{HEAD}")
+_HEAD_CODE = """\
+hidden, pooled = output.last_hidden_state, output.get("pooler_output")
+features = ({tokens}) if pooled is None else pooled.flatten(1)
+head = load_file("{head}")
 logits = features @ head["weight"].T + head["bias"]"""
 
 
@@ -155,12 +155,15 @@ def _code(note: Mapping[str, Any], plain: PlainModel, near: str, *, merged: bool
             ")",
             'model = peft.PeftModel.from_pretrained(model, ".").eval()',
         ]
+    logits = "logits = output.logits"
     if plain.head is not None:
         imports.append("from safetensors.torch import load_file")
+        tokens = "hidden[:, 0]" if plain.class_token else "hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))"
+        logits = _HEAD_CODE.format(tokens=tokens, head=HEAD)
     return _CODE.format(
         imports="\n".join(imports), loading="\n".join(loading), size=size, draft=DRAFT_MARGIN * size,
         mean=tuple(note["preprocessing"]["mean"]), std=tuple(note["preprocessing"]["std"]),
-        called=_keywords(plain.called), logits="logits = output.logits" if plain.head is None else _HEAD_CODE,
+        called=_keywords(plain.called), logits=logits,
     )  # fmt: skip
 
 

@@ -76,11 +76,17 @@ def named_after(config: RunConfig) -> str:
 def with_whole_paths(config: RunConfig) -> RunConfig:
     """Folders given by path as whole paths, so that the run's config.toml means the same from anywhere."""
 
-    def whole(name: str) -> str:
-        return str(Path(name).expanduser().resolve()) if name.startswith((".", "/", "~")) else name
+    from matu.tasks.sources import is_path
 
-    tasks = dataclasses.replace(config.tasks, tasks=tuple(whole(task) for task in config.tasks.tasks))
-    model = dataclasses.replace(config.model, backbone=whole(config.model.backbone))
+    def whole(name: str) -> str:  # a link keeps its name, which is the task's
+        return os.path.abspath(os.path.expanduser(name))
+
+    names = tuple(whole(task) if is_path(task) else task for task in config.tasks.tasks)
+    tasks = dataclasses.replace(config.tasks, tasks=names)
+    backbone = config.model.backbone
+    model = dataclasses.replace(
+        config.model, backbone=whole(backbone) if backbone.startswith((".", "/", "~")) else backbone
+    )
     method = config.federation.method
     if method.endswith(".py"):
         method = str(Path(method).expanduser().resolve())

@@ -108,6 +108,8 @@ def run_rounds(
             progress, line = _one_round(federation, progress, number)
             began = time.perf_counter()
             line |= evaluate(number, progress.state) or {}
+        except MatuError:  # of settings or data, whatever the numbers
+            raise
         except ValueError as error:  # of the mathematics: a result beyond the range of its type
             raise MatuError(f"round {number}: {error}; what was saved before it is whole") from error
         now = time.perf_counter()

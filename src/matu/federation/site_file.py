@@ -11,6 +11,7 @@ from matu.config import RunConfig, config_of, read_table
 from matu.errors import ConfigError
 from matu.federation.address import host_port
 from matu.roots import Roots, find_roots
+from matu.tasks.sources import is_path
 from matu.wire import is_name
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def read_site(path: Path) -> SiteFile:
     config = config_of({name: table[name] for name in ("tasks", "machine") if name in table}, str(path))
     if not table["tasks"].get("tasks"):
         raise ConfigError(f'{path}: [tasks] names none; expected for example tasks = ["./flowers", "./birds"]')
-    tasks = tuple(str(here / task) if task.startswith(".") else task for task in config.tasks.tasks)
+    tasks = tuple(str(here / Path(task).expanduser()) if is_path(task) else task for task in config.tasks.tasks)
     config = dataclasses.replace(config, tasks=dataclasses.replace(config.tasks, tasks=tasks))
     try:
         roots = find_roots(place("data_root"), place("models_root"), place("cache"))

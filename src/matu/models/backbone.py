@@ -22,6 +22,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from matu.errors import ConfigError, DataError
 
 BUNDLED = ("vit-mini",)
+_CLASS_TOKENS = ("cls_token", "class_embedding")
+"""How parameters of a class token end in the Transformers library."""
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -43,6 +45,8 @@ class Backbone:
         Width of the image feature that a head reads.
     mean, std
         Per channel, of pixel values scaled to [0, 1].
+    class_token
+        The encoder has a class token.
     revision
         The hub's commit; None for what does not come from there.
     """
@@ -54,22 +58,23 @@ class Backbone:
     features: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_token: bool
     revision: str | None = None
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Image features: float [n, 3, size, size], normalised -> [n, features]."""
-        return _encode(self.module, pixels)
+        return pooled(self.module(pixel_values=pixels), self.class_token)
 
 
-def _encode(module: nn.Module, pixels: Tensor) -> Tensor:
-    return pooled(module(pixel_values=pixels))
-
-
-def pooled(output: Any) -> Tensor:
-    """Image features of a model's output: the pooled ones where the architecture has them, else the class token."""
-    found = getattr(output, "pooler_output", None)
-    features: Tensor = output.last_hidden_state[:, 0] if found is None else found.flatten(1)
-    return features
+def pooled(output: Any, class_token: bool) -> Tensor:
+    """Image features of a model's output: the pooled ones, else the class token, else the mean over all places."""
+    found: Tensor | None = getattr(output, "pooler_output", None)
+    if found is not None:
+        return found.flatten(1)
+    hidden: Tensor = output.last_hidden_state
+    if class_token:
+        return hidden[:, 0]
+    return hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))
 
 
 def load_backbone(
@@ -83,7 +88,7 @@ def load_backbone(
     Raises
     ------
     ConfigError
-        If nothing answers to `name`, or no patch divides `image_size`.
+        If nothing answers to `name`, no patch divides `image_size`, or an image has other features every time.
     DataError
         If its files cannot be read as a model.
     """
@@ -97,11 +102,19 @@ def load_backbone(
                 **without_pooler(config),
             )  # fmt: skip
             module = module.float().eval().requires_grad_(False)
-            digest = _digest(module)
-            _interpolate_positions(module, config, image_size)
+            class_token = any(name.endswith(_CLASS_TOKENS) for name, _ in module.named_parameters())
+            digest = _digest(module, class_token)
+            _interpolate_positions(module, config, image_size, class_token)
             mean, std = _normalisation(source, revision)
+            noise = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
-                features = _encode(module, torch.zeros(1, 3, image_size, image_size)).shape[1]
+                output, again = (module(pixel_values=noise) for _ in range(2))
+                features = pooled(output, class_token)
+            if not torch.equal(features, pooled(again, class_token)):
+                raise ConfigError(
+                    f"backbone '{name}': the same image has other features every time (encoders like ViT-MAE mask "
+                    "patches at random); expected one whose features are the image's alone"
+                )
     except ConfigError:
         raise
     except Exception as error:
@@ -113,7 +126,7 @@ def load_backbone(
         shown, commit = name if name in BUNDLED else Path(source).resolve().name, None
     else:
         shown, commit = name, extract_commit_hash(cached_file(source, "config.json", revision=revision), None)
-    return Backbone(module, shown, digest, image_size, features, mean, std, commit)
+    return Backbone(module, shown, digest, image_size, features.shape[1], mean, std, class_token, commit)
 
 
 @contextmanager
@@ -152,7 +165,7 @@ def locate(name: str, models_root: Path | None) -> str:
 
 
 def without_pooler(config: Any) -> dict[str, bool]:
-    """ViT-like models carry a pooler that image checkpoints do not train: they are read at the class token."""
+    """ViT-like models carry a pooler that image checkpoints do not train: they are read without it."""
     architecture: Any = MODEL_MAPPING[type(config)]
     parameters = inspect.signature(architecture).parameters
     return {"add_pooling_layer": False} if "add_pooling_layer" in parameters and hasattr(config, "patch_size") else {}
@@ -167,12 +180,12 @@ def _check_image_size(name: str, config: Any, image_size: int) -> None:
         )
 
 
-def _interpolate_positions(module: nn.Module, config: Any, image_size: int) -> None:
+def _interpolate_positions(module: nn.Module, config: Any, image_size: int, class_token: bool) -> None:
     embeddings: Any = getattr(module, "embeddings", None)
     positions = getattr(embeddings, "position_embeddings", None)
     if not isinstance(positions, nn.Parameter) or not hasattr(embeddings, "interpolate_pos_encoding"):
         return
-    tokens = (image_size // config.patch_size) ** 2 + 1
+    tokens = (image_size // config.patch_size) ** 2 + class_token
     like = positions.new_zeros(1, tokens, positions.shape[-1])
     fitted = embeddings.interpolate_pos_encoding(like, image_size, image_size)
     embeddings.position_embeddings = nn.Parameter(fitted.detach().clone(), requires_grad=False)
@@ -195,8 +208,8 @@ def _normalisation(source: str, revision: str | None) -> tuple[tuple[float, ...]
     return mean, std
 
 
-def _digest(module: nn.Module) -> str:
-    hasher = hashlib.sha256()
+def _digest(module: nn.Module, class_token: bool) -> str:
+    hasher = hashlib.sha256(b"" if class_token else b"mean over all places")
     for name, values in sorted(module.state_dict().items()):
         hasher.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
         hasher.update(values.contiguous().view(torch.uint8).numpy() if values.ndim else str(values).encode())

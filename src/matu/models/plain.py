@@ -37,12 +37,15 @@ class PlainModel:
         Class of the Transformers library, and what its `from_pretrained` is given beside the backbone.
     called
         What the model is given beside pixels.
+    class_token
+        As of the backbone.
     """
 
     model: PeftModel
     head: Tensor | None
     loaded: tuple[str, dict[str, Any]]
     called: dict[str, Any]
+    class_token: bool
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
@@ -51,7 +54,7 @@ class PlainModel:
         if self.head is None:
             logits: Tensor = output.logits
             return logits
-        return pooled(output) @ self.head[:, :-1].T + self.head[:, -1]
+        return pooled(output, self.class_token) @ self.head[:, :-1].T + self.head[:, -1]
 
     def save(self, folder: Path, *, merged: bool) -> None:
         """Write a PEFT adapter, or the whole model with the adapter merged in; and config.json with the class names."""
@@ -121,14 +124,16 @@ def _classifier(model: AdaptedModel, source: str, head: Tensor, classes: Sequenc
     with torch.no_grad():
         layer.weight.zero_()[:, : head.shape[1] - 1] = head[:, :-1]
         layer.bias.copy_(head[:, -1])
-    return PlainModel(_adapted(plain, model, inside, [name.partition(".")[0]]), None, loaded, _resized(plain, model))
+    adapted = _adapted(plain, model, inside, [name.partition(".")[0]])
+    return PlainModel(adapted, None, loaded, _resized(plain, model), model.backbone.class_token)
 
 
 def _encoder(model: AdaptedModel, source: str, head: Tensor, classes: Sequence[str]) -> PlainModel:
     """The library's encoder; the head stands beside it."""
     config = AutoConfig.from_pretrained(source, revision=model.backbone.revision, trust_remote_code=False)
     plain, loaded = _load("AutoModel", model, source, classes, **without_pooler(config))
-    return PlainModel(_adapted(plain, model, "", None), head, loaded, _resized(plain, model))
+    adapted = _adapted(plain, model, "", None)
+    return PlainModel(adapted, head, loaded, _resized(plain, model), model.backbone.class_token)
 
 
 def _load(

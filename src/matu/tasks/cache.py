@@ -94,6 +94,7 @@ def write_entry(folder: Path, name: str, raw: RawTask, image_size: int, chosen: 
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder.parent)
         work = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+        work.chmod(0o755)  # others may share the cache
         try:
             _fill(work, raw, image_size, chosen)
             _publish(work, folder, image_size)
@@ -161,6 +162,12 @@ def _pixels(image: RawImage, size: int) -> np.ndarray:
         raise BadImageError("no image")
     if isinstance(image, np.ndarray):
         return fit(Image.fromarray(image), size)
+    if isinstance(image, Path):  # read here: a disk that fails makes no bad image, which would be remembered
+        try:
+            data = image.read_bytes()
+        except OSError as error:
+            raise DataError(f"{image} cannot be read ({error.strerror or error})") from error
+        return decode(data, size)
     return decode(image, size)
 
 

@@ -38,9 +38,16 @@ class ImageFolder:
         return f"folder:{self.name}"
 
     def content(self) -> dict[str, object]:
-        """Hash over the relative names and the bytes of all images; DataError where one cannot be read."""
+        """Hash over the relative names and the bytes of all images, and over classes that have none.
+
+        Raises
+        ------
+        DataError : an image cannot be read
+        """
         digest = hashlib.sha256()
         for split, classes in self._files.items():
+            for name in (name for name, files in classes.items() if not files):  # of which no file tells
+                digest.update(os.fsencode(f"{split}/{name}/") + b"\0")
             for file in (file for files in classes.values() for file in files):
                 digest.update(os.fsencode(file.relative_to(self.root).as_posix()) + b"\0")
                 try:
@@ -94,7 +101,7 @@ class ImageFolder:
             ignored += [p for p in listed if not p.is_dir() and p.name.lower() not in CLUTTER]
         if ignored:
             logger.warning(
-                "task %r: %s ignored (no image in a class folder), e.g. %s",
+                "task %r: %s ignored (no image in a class folder, or a link to another folder), e.g. %s",
                 self.name,
                 counted(len(ignored), "file"),
                 ignored[0].relative_to(self.root).as_posix(),
@@ -107,6 +114,7 @@ def images_below(folder: Path, ignored: list[Path]) -> list[Path]:
     files = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        ignored += [Path(parent, name) for name in folders if Path(parent, name).is_symlink()]  # os.walk passes by
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     ignored += [file for file in set(files) - set(images) if file.name.lower() not in CLUTTER]

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matu.errors import DataError
@@ -76,6 +77,11 @@ class HubDataset:
         import datasets
 
         path, config, revision = self._parts
+        if _lies_here(path):  # the library would take it
+            raise DataError(
+                f"task {self.name!r}: a folder {path} lies here too, and would be taken for the hub's; "
+                f"expected ./{path} if it is meant, else a working folder without it"
+            )
         try:
             with quiet(), _no_retries():
                 found = datasets.load_dataset(path, config, revision=revision)
@@ -92,6 +98,10 @@ class HubDataset:
                 f"{needed} are needed"
             )
         return {"train": found[train], "test": found[test]}
+
+
+def _lies_here(path: str) -> bool:
+    return Path(path).exists()
 
 
 @cache

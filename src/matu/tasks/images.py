@@ -33,7 +33,8 @@ def decode(data: bytes | Path, size: int) -> np.ndarray:
             warnings.simplefilter("ignore")
             with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
                 image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
-                return fit(_to_rgb(ImageOps.exif_transpose(image)), size)
+                kind = image.format
+                return fit(_to_rgb(ImageOps.exif_transpose(image), kind), size)
     except UnidentifiedImageError:
         raise BadImageError("not an image file that can be read") from None
     except MemoryError:
@@ -47,9 +48,11 @@ def fit(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise BadImageError("floating-point pixels: their range is not known; save as 8 or 16 bits")
+def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    # Mode I is 32 bits; only of these formats is what it holds known to be 16.
+    if image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM")):
+        pixels = "floating-point" if image.mode == "F" else "32-bit"
+        raise BadImageError(f"{pixels} pixels: their range is not known; save as 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
         # convert() would clip everything above 255 to white.
         values = np.clip(np.asarray(image).astype(np.int64), 0, 0xFFFF) >> 8

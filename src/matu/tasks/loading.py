@@ -14,6 +14,7 @@ from matu.tasks.raw import RawTask, Source, check_classes, check_labels
 from matu.tasks.sources import find_source
 from matu.tasks.suites import resolve
 from matu.tasks.task import SPLITS, BadImage, Task
+from matu.wire import is_name
 from matu.words import counted
 
 T = TypeVar("T")
@@ -166,6 +167,9 @@ def _check_names(references: Sequence[str], found: Sequence[_Found]) -> None:
     first: dict[str, str] = {}
     for reference, one in zip(references, found, strict=True):
         name = one.source.name
+        for what, text in (("name", name), *(("class", text) for text in one.content.classes)):
+            if not is_name(text):  # no message could carry it
+                raise DataError(f"task {name!r}: {what} {text!r}, expected 1 to 255 bytes of printable text")
         if name in first:
             raise DataError(
                 f"two tasks are named {name!r}: {first[name]!r} and {reference!r}; "

@@ -74,14 +74,20 @@ def find_source(reference: str, data_root: Path | None) -> Source:
     dataset = dataset_of(reference)
     if dataset is not None:
         return _find_paper(dataset, data_root)
-    is_path = "/" in reference or "\\" in reference or reference.startswith(("~", "."))
-    folder = Path(reference).expanduser()
-    if not is_path and data_root is not None and (data_root / reference).is_dir():
+    path_given, folder = is_path(reference), Path(reference).expanduser()
+    if not path_given and data_root is not None and (data_root / reference).is_dir():
         folder = data_root / reference
     if not folder.is_dir():
-        raise DataError(_missing(reference, is_path, data_root))
+        raise DataError(_missing(reference, path_given, data_root))
     # Made absolute, so that "." has a name too.
     return _folder_source(Path(os.path.abspath(folder)))
+
+
+def is_path(reference: str) -> bool:
+    """Whether a reference names a folder by its path."""
+    if reference.partition(":")[0] in ("demo", "hub", "paper"):
+        return False
+    return "/" in reference or "\\" in reference or reference.startswith(("~", "."))
 
 
 def _find_hub(reference: str) -> HubDataset:

@@ -27,6 +27,9 @@ def find_columns(name: str, features: "datasets.Features") -> tuple[str, str]:
     labels = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]
     image = _pick(images, IMAGE_COLUMNS, features)
     label = _pick(labels, LABEL_COLUMNS, features)
+    other = next((column for column in LABEL_COLUMNS if column in features), label)
+    if len(labels) == 1 and label not in LABEL_COLUMNS and other != label:
+        raise DataError(f"task {name!r}: label column {label!r} by its type or {other!r} by its name? rename one")
     for what, found, typed, usual in (
         ("image", image, images, IMAGE_COLUMNS),
         ("label", label, labels, LABEL_COLUMNS),
