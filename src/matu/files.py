@@ -59,7 +59,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def _full(error: BaseException) -> bool:
+def _full(error: BaseException | None) -> bool:
     """Whether an error says that there is no room; safetensors has the number in its text alone."""
     number = getattr(error, "errno", None)
     if isinstance(error, SafetensorError) and (said := re.search(r"os error (\d+)", str(error))):
@@ -137,22 +137,37 @@ HELD_S = 0.5
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which gets its name when it is complete; what fails leaves nothing.
 
+    An empty folder that is there already stays itself, since it may be a mount, or where somebody's shell is: it is
+    filled at the end, one entry after another.
+
     Raises
     ------
     ConfigError
         If something lies there already, or it cannot be made.
+    DiskFullError
+        If the disk or the quota is full.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    there = path.exists()
+    if there and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: there already, and not empty; take another folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        beside = path if there else path.parent
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=beside))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be made ({error.strerror})") from error
     try:
         yield part
         part.chmod(0o755)
-        os.replace(part, path)
+        if there:
+            for entry in sorted(part.iterdir()):
+                os.replace(entry, path / entry.name)
+        else:
+            os.replace(part, path)
+    except Exception as error:
+        if _full(error) or _full(error.__cause__):
+            raise DiskFullError(f"{path}: no room for it; nothing is left of it") from error
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

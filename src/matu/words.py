@@ -1,5 +1,8 @@
 """Words of messages."""
 
+import os
+from pathlib import Path
+
 
 def how_to_install(extra: str) -> str:
     """What brings an extra: matu is on no package index, so it is installed from its folder."""
@@ -9,3 +12,8 @@ def how_to_install(extra: str) -> str:
 def counted(number: int, noun: str) -> str:
     """A number and its noun: "1 task", "2 tasks"; plurals in -s only."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def printable_path(path: Path) -> str:
+    """A path for people and tables; what is no UTF-8 in it, which no output could take, is "\ufffd"."""
+    return os.fsencode(path).decode("utf-8", "replace")

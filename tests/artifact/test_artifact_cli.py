@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def home(place: Path, tiny_vit: Path) -> Path:
         Image.fromarray(images_of(label, 1, 0)[0]).save(place / f"photos/{label}.png")
     (place / "photos/bad.png").write_bytes(b"\x89PNG")
     return place
+
+
+def test_names_that_are_no_text_are_shown_as_far_as_they_go(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(home / "photos/0.png", os.fsencode(home) + b"/photos/caf\xe9.png")
+    (home / "photos/bad.png").unlink()
+    for form in ((), ("--csv",)):
+        assert call("predict", "run", "photos", "--task", "left", *form) == 0
+        shown = capsys.readouterr().out
+        assert "photos/caf\ufffd.png" in shown
+        shown.encode()
 
 
 def test_inspect_says_what_it_weighs_and_how_alike_tasks_are(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

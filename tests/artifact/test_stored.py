@@ -162,7 +162,12 @@ def strange_type(folder: Path) -> None:
             edit(lambda note: note.update(format=1)),
             "format 1, this version of matu reads 3; no other was ever released",
         ),
-        (edit(lambda note: note.update(kind="merged")), "kind 'merged', expected 'federated'"),
+        (edit(lambda note: note.update(kind="merged", format=2)), "kind 'merged', .*matu export gives the adapters"),
+        (
+            edit(lambda note: note["tasks"]["left"].update(classes=["a", "\x1b[31mb"])),
+            "left|printable text of one line",
+        ),
+        (edit(lambda note: note["provenance"].update(method="matu\n```python")), "printable text of one line"),
         (edit(lambda note: note["backbone"].pop("features")), "artifact.json: backbone: no 'features'"),
         (edit(lambda note: note["adapter"].update(dim="7")), "artifact.json: adapter: dim: '7', expected"),
         (edit(lambda note: note["adapter"].update(dim=7)), "dim 7, the parameters have 768"),
@@ -185,7 +190,7 @@ def strange_type(folder: Path) -> None:
         (edit(lambda note: note["preprocessing"].update(image_size=1 << 20)), "image_size 1048576, at most 8192"),
         (edit(lambda note: note["preprocessing"].update(mean=[])), "expected three numbers each"),
         (edit(lambda note: note["tasks"]["left"].update(scale=1e300)), r"scale 1e\+300, at most"),
-        (edit(lambda note: note["backbone"].update(name="vit\nx: y")), "expected 1 to 255 bytes of printable"),
+        (edit(lambda note: note["backbone"].update(name="vit\nx: y")), "expected printable text of one line"),
         (strange_type, "no readable artifact"),
     ],
 )

@@ -106,6 +106,16 @@ def break_padding(tensors, note):
         tensors[name] = torch.full_like(tensors[name], 255)
 
 
+def test_a_bit_that_fell_over_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge({"a": write_adapter(tmp_path / "a", draw_adapter(0))}, out)
+    damaged = bytearray((out / "unified.safetensors").read_bytes())
+    damaged[-5] ^= 1
+    (out / "unified.safetensors").write_bytes(damaged)
+    with pytest.raises(DataError, match=r"not what artifact\.json was written with"):
+        restore(out, "a", tmp_path / "back")
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -127,6 +137,7 @@ def test_a_broken_merged_folder(tmp_path: Path, harm, message: str) -> None:
     tensors, note = load_file(out / "unified.safetensors"), json.loads((out / "artifact.json").read_text())
     harm(tensors, note)
     save_file(tensors, out / "unified.safetensors")
+    note["sha256"] = {}
     (out / "artifact.json").write_text(json.dumps(note))
     with pytest.raises(DataError, match=message):
         restore(out, "a", tmp_path / "back")

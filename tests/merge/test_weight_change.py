@@ -115,6 +115,21 @@ def test_the_mean_is_that_of_the_full_matrices(unlike: dict[str, Path], tmp_path
     assert note["tasks"]["a"]["weight_cosine"] == pytest.approx(cosine, abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["mean", "task_arithmetic"])
+def test_fewer_outputs_than_ranks_lose_nothing_before_merging(tmp_path: Path, method: str) -> None:
+    """As the value projections of grouped queries: four adapters of rank 3 on 4 outputs of 16 inputs."""
+    sizes = {"v": (4, 16)}
+    folders = {
+        str(seed): write_adapter(tmp_path / str(seed), draw_adapter(seed, rank=3, sizes=sizes), r=3, lora_alpha=6)
+        for seed in range(4)
+    }  # fmt: skip
+    changes = [changes_of(folder, modules=sizes)["v"] for folder in folders.values()]
+    note = merge(folders, tmp_path / "out", method=method, rank=4)
+    expected = sum(changes) * (0.25 if method == "mean" else 0.3)
+    torch.testing.assert_close(changes_of(tmp_path / "out", 1.0, sizes)["v"], expected, rtol=1e-5, atol=1e-6)
+    assert note["tasks"]["0"]["factorisation_error"] < 1e-6
+
+
 def test_ties_of_weight_changes_gives_one_adapter_of_the_rank(unlike: dict[str, Path], tmp_path: Path) -> None:
     note = merge(unlike, tmp_path / "out", method="ties", keep=0.5, rank=2)
     assert read_adapter(tmp_path / "out")["layer.1.q.lora_A.weight"].shape == (2, 6)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 import matu.report.page as page_module
 from matu.cli import run_command
 from matu.config import read_config
+from matu.errors import ConfigError
 from matu.report import Display
 from matu.report.charts import ceiling, line_chart, sized, ticks
 from matu.report.page import run_report, write_report
@@ -90,6 +92,17 @@ def test_the_settings_on_the_page_run_again(run: Path, tmp_path: Path) -> None:
     assert again.training == first.training
     assert again.machine == first.machine
     assert again.tasks.tasks == first.tasks.tasks
+
+
+def test_tasks_in_tables_stand_in_the_settings_by_name(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    names = [source.replace("folder:", "parquet:") for source in result["config"]["tasks"]["tasks"]]
+    result["config"]["tasks"]["tasks"] = names
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    text = write_report([tmp_path / "run"], tmp_path / "page")[0].read_text()
+    (shown,) = re.findall(r'aria-label="config.toml">(.*?)</pre>', text, re.DOTALL)
+    assert "parquet:" not in shown
 
 
 def test_curves_strip_and_counts_are_those_of_the_lines(tmp_path: Path) -> None:
@@ -203,6 +216,15 @@ def test_what_cannot_be_read_is_told(
     assert run_command(["report", str(folder), "--to", str(tmp_path / "page")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "page").exists()
+
+
+def test_a_page_of_somebody_else_is_not_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("<title>my own</title>")
+    with pytest.raises(ConfigError, match=r"an index\.html that is no report of matu's"):
+        write_report([run], tmp_path / "site")
+    write_report([run], tmp_path / "ours")
+    write_report([run], tmp_path / "ours")
 
 
 def test_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from matu.artifact.packed import Packed
 from matu.artifact.stored import Artifact
 from matu.errors import ConfigError
+from matu.wire import MAX_RESCALER
 
 
 def drop(artifact: Artifact, task: str) -> Artifact:
@@ -50,7 +51,8 @@ def negate(artifact: Artifact, task: str, scale: float) -> Artifact:
     Raises
     ------
     ConfigError
-        For a scale that is not positive, or an adapter whose B does not start at 0: its change is no product B·A.
+        For a scale that is not positive or too large, or an adapter whose B does not start at 0: its change is no
+        product B·A.
     """
     if not 0 < scale < float("inf"):
         raise ConfigError(f"--negate {scale}: expected more than 0")
@@ -60,6 +62,8 @@ def negate(artifact: Artifact, task: str, scale: float) -> Artifact:
         )
     note = _changed(artifact, f"{task} negated, scale {scale:g}")
     note["tasks"][task]["scale"] *= -scale
+    if abs(note["tasks"][task]["scale"]) > MAX_RESCALER:
+        raise ConfigError(f"--negate {scale:g}: the task's scale would be beyond {MAX_RESCALER:g}")
     note["tasks"][task]["accuracy"] = {}
     return Artifact(note, artifact.packed)
 

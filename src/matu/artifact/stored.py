@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from matu.wire import MAX_RESCALER, is_name
 FORMAT = 3
 KIND = "federated"
 NOTE, TENSORS, CARD = "artifact.json", "artifact.safetensors", "README.md"
-MAX_DIM, MAX_IMAGE_SIZE = 1 << 28, 1 << 13
+MAX_DIM, MAX_NUMBERS, MAX_RANK, MAX_IMAGE_SIZE = 1 << 28, 1 << 30, 1 << 12, 1 << 13
 _LORA = ("rank", "alpha", "targets", "adapter_seed", "start_b")
 
 
@@ -245,12 +245,27 @@ def _check_values(note: Mapping[str, Any]) -> None:
         raise DataError(f"mean {pixels['mean']}, std {pixels['std']}: expected three numbers each, std above 0")
     if not tasks or not all(about["classes"] for about in tasks.values()):
         raise DataError(f"{NOTE}: no tasks, or one without classes")
+    if (numbers := len(tasks) * note["adapter"]["dim"]) > MAX_NUMBERS or rank > MAX_RANK:
+        raise DataError(
+            f"{NOTE}: rank {rank}, {numbers} numbers in all tasks' vectors; at most {MAX_RANK} and {MAX_NUMBERS}"
+        )
+    if (hidden := next((one for one in _texts(note) if not one.isprintable()), None)) is not None:
+        raise DataError(f"{NOTE}: {hidden[:40]!r}: expected printable text of one line")
     for name in (note["backbone"]["name"], *tasks):
         if not is_name(name):
             raise DataError(f"{NOTE}: {name[:40]!r}: expected 1 to 255 bytes of printable text")
     for task, about in tasks.items():
         if abs(about["scale"]) > MAX_RESCALER:
             raise DataError(f"task '{task}': scale {about['scale']:g}, at most {MAX_RESCALER:g} either way")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a note: people read them in terminals and in Markdown."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for one in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _texts(one)
 
 
 def _config(note: Mapping[str, Any], backbone: str) -> RunConfig:
@@ -264,14 +279,14 @@ def _config(note: Mapping[str, Any], backbone: str) -> RunConfig:
 
 def _check_kind(note: Any) -> None:
     """What is not this format, or of another command, is told first; DataError."""
-    found = note.get("format") if isinstance(note, dict) else None
+    kind, found = (note.get("kind"), note.get("format")) if isinstance(note, dict) else (None, None)
+    if kind != KIND:
+        hint = "; of what matu merge wrote, matu export gives the adapters back" if kind == "merged" else ""
+        raise DataError(f"{NOTE}: kind {kind!r}, expected '{KIND}', which a run leaves{hint}")
     if found != FORMAT:
         raise DataError(
             f"{NOTE}: format {found!r}, this version of matu reads {FORMAT}; no other was ever released: run anew"
         )
-    if note.get("kind") != KIND:
-        hint = "; of what matu merge wrote, matu export gives the adapters back" if note.get("kind") == "merged" else ""
-        raise DataError(f"{NOTE}: kind {note.get('kind')!r}, expected '{KIND}', which a run leaves{hint}")
 
 
 _NOTE: dict[str, Any] = {

@@ -15,6 +15,7 @@ import tyro
 from matu.cli.common import DONE, FAILED, Folders, prepare_libraries, read_options, roots
 from matu.config import MachineConfig, TasksConfig
 from matu.errors import ConfigError
+from matu.words import printable_path
 
 if TYPE_CHECKING:
     from matu.artifact import Artifact
@@ -179,7 +180,7 @@ def predict(arguments: list[str]) -> int:
     found = list(classify(artifact, asked.place.trainer(artifact), task, images, top=asked.top))
     broken = [one for one in found if one.problem]
     for one in broken:
-        print(f"matu: {one.image}: {one.problem}", file=sys.stderr)
+        print(f"matu: {printable_path(one.image)}: {one.problem}", file=sys.stderr)
     if asked.json:
         print(json.dumps([_as_object(one) for one in found], indent=1))
     elif asked.csv:
@@ -227,6 +228,7 @@ def export(arguments: list[str]) -> int:
 
 def _restore(asked: ExportArguments) -> int:
     """matu export of what matu merge wrote."""
+    from matu.files import new_folder
     from matu.merge import merged_tasks, restore
 
     tasks = merged_tasks(asked.artifact)
@@ -235,10 +237,15 @@ def _restore(asked: ExportArguments) -> int:
     one = asked.task or (tasks[0] if len(tasks) == 1 else "")
     if not asked.all and one not in tasks:
         raise ConfigError(f"--task {one}: expected one of {', '.join(tasks)}, or --all")
-    for task in tasks if asked.all else [one]:
-        place = asked.to / task if asked.all else asked.to
-        restore(asked.artifact, task, place)
-        print(f"{task}: {place}")
+    if not asked.all:
+        restore(asked.artifact, one, asked.to)
+        print(f"{one}: {asked.to}")
+        return DONE
+    with new_folder(asked.to) as part:
+        for task in tasks:
+            restore(asked.artifact, task, part / task)
+    for task in tasks:
+        print(f"{task}: {asked.to / task}")
     return DONE
 
 
@@ -281,4 +288,5 @@ def _write_csv(found: Sequence[Prediction]) -> None:
     rows = csv.writer(sys.stdout, lineterminator="\n")
     rows.writerow(("image", "rank", "label", "probability"))
     for one in found:
-        rows.writerows((one.image, rank, label, f"{share:.6f}") for rank, (label, share) in enumerate(one.top, 1))
+        name = printable_path(one.image)
+        rows.writerows((name, rank, label, f"{share:.6f}") for rank, (label, share) in enumerate(one.top, 1))

@@ -52,13 +52,17 @@ def read_options(kind: Any, arguments: Sequence[str], command: str, default: Any
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """The value of an option that must be known before the others can be parsed."""
+    """The value of an option that must be known before the others can be parsed; ConfigError for a second one."""
+    found = []
     for i, word in enumerate(arguments):
-        if word == option and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") != option:
+            continue
+        if equals or i + 1 < len(arguments):
+            found.append(value if equals else arguments[i + 1])
+    if len(found) > 1:
+        raise ConfigError(f"{option}: given {len(found)} times ({', '.join(found)}), expected once")
+    return found[0] if found else None
 
 
 def leading_words(arguments: Sequence[str]) -> list[str]:

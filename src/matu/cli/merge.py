@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,9 +71,10 @@ def _named(words: list[str]) -> dict[str, Path]:
     """Folders by task; ConfigError for a name that is no good, or is there twice."""
     folders: dict[str, Path] = {}
     for word in words:
-        name, equals, folder = word.rpartition("=")
-        path = Path(folder).expanduser()
-        name = name if equals else path.resolve().name
+        name, equals, folder = word.partition("=")
+        named = equals and os.sep not in name and not name.startswith(("~", "."))  # else the sign is in a path
+        path = Path(folder if named else word).expanduser()
+        name = name if named else os.path.basename(os.path.abspath(path))
         if name in folders:
             raise ConfigError(f"two adapters are called '{name}' ({folders[name]}, {path}); name one: NAME={path}")
         folders[name] = path

@@ -146,11 +146,14 @@ class WeightChange:
         self._whole = torch.zeros(2, dtype=torch.float64)
         """The same of the one adapter for all tasks."""
 
-    def _limit(self, module: str) -> int:
-        """The rank at which nothing of a module is lost."""
-        _, a, b = self._shapes[module]
+    def _rows_there(self, module: str) -> int:
+        """Rows that hold all tasks' changes of a module, in which nothing is lost before they are merged."""
         ranks = [adapter.shapes[adapter.pairs[module].a][0] for adapter in self._adapters if module in adapter.pairs]
-        return min(b[0], math.prod(a), sum(ranks))
+        return min(math.prod(self._shapes[module][1]), sum(ranks))
+
+    def _limit(self, module: str) -> int:
+        """The rank at which nothing of a module's one change, or of all its changes by rows or columns, is lost."""
+        return min(self._shapes[module][2][0], self._rows_there(module))
 
     def parts(self, *, exact: bool) -> Iterator[Part]:
         self._squares.zero_()
@@ -162,7 +165,7 @@ class WeightChange:
         pair, a, b = self._shapes[module]
         changes = {t: factors for t, adapter in enumerate(self._adapters) if (factors := adapter.factors(module))}
         weights = [1 / norm if (norm := self._norms[t]) else 0.0 for t in changes]
-        rank = self._limit(module) if exact else min(self._rank, self._limit(module))
+        rank = self._rows_there(module) if exact else min(self._rank, self._limit(module))
         rows, by_rows = common_rows(list(changes.values()), weights, rank)
         columns, by_columns = (rows, 0.0) if exact else common_columns(list(changes.values()), weights, rank)
         a_shape, b_shape = (rank, *a), (b[0], rank, *b[1:])

@@ -20,7 +20,19 @@ from matu.merge.adapters import CONFIG, WEIGHTS, Adapter, require_one_base
 from matu.merge.card import card
 from matu.merge.factors import product
 from matu.merge.forms import Form, SharedStart, WeightChange
-from matu.merge.merged import FORMAT, HEADS, MASK, NOTE, START, TASK_NAME, UNIFIED, VECTOR, Merged, write_tensors
+from matu.merge.merged import (
+    FORMAT,
+    HEADS,
+    MASK,
+    NOTE,
+    START,
+    TASK_NAME,
+    UNIFIED,
+    VECTOR,
+    Merged,
+    sha256,
+    write_tensors,
+)
 from matu.merge.start import Start, read_mark
 from matu.vectors.merging import KEEP, SCALE, Trim, agreeing_mean
 from matu.vectors.unify import elect
@@ -103,6 +115,7 @@ def merge(
         for task, (vector, error, weights) in zip(note["tasks"].values(), found, strict=True):
             task |= vector | {"factorisation_error": error} | weights
         note["sizes"] = _sizes(adapters, out)
+        note["sha256"] = {str(file.relative_to(out)): sha256(file) for file in sorted(out.rglob("*.safetensors"))}
         (out / NOTE).write_text(json.dumps(note, indent=1))
         (out / "README.md").write_text(card(note))
     return note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,12 @@ def restore(folder: Path, task: str, to: Path) -> None:
             merged.start.mark(out)
 
 
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file as the libraries write it; DataError for a type that it has no name for."""
     whole = {  # what is a piece of something larger would be written with it
@@ -125,6 +132,7 @@ class Merged:
             self._config: dict[str, Any] = dict(self.note["adapter_config"])
             self.start = start_of(self.note["start"]) if self.note["start"] else None
             self._unified = self.note["method"] == "unify"
+            self._sha256: dict[str, str] = dict(self.note.get("sha256", {}))  # not before all is written
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder / NOTE}: no readable merged folder ({type(error).__name__}: {error})") from error
         self._path = folder / (UNIFIED if self._unified else WEIGHTS)
@@ -179,6 +187,9 @@ class Merged:
 
     def _open(self, path: Path) -> Any:
         try:
+            stated = self._sha256.get(str(path.relative_to(self._folder)))
+            if stated is not None and sha256(path) != stated:
+                raise DataError(f"{path}: not what {NOTE} was written with; the file is damaged")
             return self._files.enter_context(safe_open(path, "pt"))
         except (OSError, safetensors.SafetensorError) as error:
             raise DataError(f"{path}: no readable safetensors file ({error})") from error

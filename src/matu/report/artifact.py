@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from matu.report.console import plain_console
-from matu.words import counted
+from matu.words import counted, printable_path
 
 if TYPE_CHECKING:
     from matu.artifact.predict import Prediction
@@ -75,7 +75,7 @@ def print_predictions(task: str, found: Sequence[Prediction]) -> None:
         table.add_column("%", justify="right")
     for one in found:
         cells = [cell for label, share in one.top for cell in (label, f"{100 * share:.1f}")]
-        table.add_row(str(one.image), *cells)
+        table.add_row(printable_path(one.image), *cells)
     plain_console().print(table)
 
 

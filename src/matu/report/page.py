@@ -35,6 +35,8 @@ def write_report(folders: Sequence[Path], to: Path) -> list[Path]:
     """
     if to.exists() and not to.is_dir():
         raise ConfigError(f"--to {to}: there already, and no folder")
+    if _is_foreign(to / "index.html"):
+        raise ConfigError(f"--to {to}: holds an index.html that is no report of matu's; take another folder")
     runs = [read_run(folder) for folder in _opened(folders)]
     if len(runs) == 1:
         pages = {"index.html": run_page(runs[0])}
@@ -48,6 +50,10 @@ def write_report(folders: Sequence[Path], to: Path) -> list[Path]:
     for file, page in pages.items():
         write_atomic(to / file, _encoded(page))
     return [to / file for file in pages]
+
+
+def _is_foreign(page: Path) -> bool:
+    return page.is_file() and b"matu report</title>" not in page.read_bytes()
 
 
 def run_report(folder: Path) -> Path:

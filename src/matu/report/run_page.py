@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -236,7 +237,7 @@ def _as_toml(settings: Mapping[str, Any]) -> str:
     tasks = dict(table(settings.get("tasks")))
     if not tasks:
         return ""
-    tasks["tasks"] = [source.removeprefix("folder:") for source in texts(tasks.get("tasks"))]
+    tasks["tasks"] = [re.sub("^(folder|parquet):", "", source) for source in texts(tasks.get("tasks"))]
     try:
         return tomli_w.dumps({**settings, "tasks": tasks})
     except (TypeError, ValueError):  # of JSON, what TOML does not have
