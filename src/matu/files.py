@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -148,20 +148,22 @@ def new_folder(path: Path) -> Iterator[Path]:
         If the disk or the quota is full.
     """
     there = path.exists()
-    if there and (not path.is_dir() or any(path.iterdir())):
+    left = set(path.glob(".matu-*.part")) if there else set()  # of a process that was killed
+    if there and (not path.is_dir() or set(path.iterdir()) - left):
         raise ConfigError(f"{path}: there already, and not empty; take another folder")
     try:
+        for folder in left:
+            shutil.rmtree(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path if there else path.parent
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=beside))
+        part = Path(tempfile.mkdtemp(prefix=".matu-", suffix=".part", dir=path if there else path.parent))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be made ({error.strerror})") from error
     try:
         yield part
         part.chmod(0o755)
         if there:
-            for entry in sorted(part.iterdir()):
-                os.replace(entry, path / entry.name)
+            with finish_before_interrupt():
+                _move_into(path, sorted(part.iterdir()))
         else:
             os.replace(part, path)
     except Exception as error:
@@ -170,6 +172,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _move_into(folder: Path, entries: Sequence[Path]) -> None:
+    """Move entries of one file system into a folder, all of them or none."""
+    moved = []
+    try:
+        for entry in entries:
+            os.replace(entry, folder / entry.name)
+            moved.append(folder / entry.name)
+    except BaseException:
+        for entry in moved:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        raise
 
 
 @contextmanager

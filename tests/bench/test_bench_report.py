@@ -210,6 +210,9 @@ def test_a_rate_at_an_end_of_the_grid_is_told(few):
     few["tuning"]["rates"].append(1e-2)
     few["tuning"]["accuracy"]["fedavg"]["0.01"] = 0.1
     assert "the largest rate is the best of MaTU.\n" in markdown(few), "of the rates that it was tried at"
+    few["tuning"]["accuracy"]["matu"]["0.01"] = None
+    assert "At an end" not in markdown(few), "beyond it diverges"
+    del few["tuning"]["accuracy"]["matu"]["0.01"]
     few["tuning"]["chosen"] = dict.fromkeys(few["tuning"]["chosen"], 1e-3)
     assert "At an end" not in markdown(few)
 

@@ -200,6 +200,18 @@ def test_a_method_whose_tuning_was_stopped_has_no_rate(tiny_vit: Path, roots: Ro
     assert "not tuned" in (tmp_path / "out/table.md").read_text()
 
 
+def test_a_grid_that_grows_for_one_method_leaves_the_others_their_rates(
+    tiny_vit: Path, roots: Roots, tmp_path: Path
+) -> None:
+    rates = {"learning_rates": (1e-4, 1e-2), "tune_rounds": 1, "only": ("many",)}
+    before = compare(tiny(tiny_vit, methods=("matu", "ties"), **rates), bench(tmp_path / "out", roots))
+    rates["learning_rates"] = (1e-4, 1e-3, 1e-2)
+    after = compare(tiny(tiny_vit, methods=("matu",), **rates), bench(tmp_path / "out", roots))
+    assert after["tuning"]["chosen"]["ties"] == before["tuning"]["chosen"]["ties"]
+    assert after["summary"]["many"]["ties"] == before["summary"]["many"]["ties"]
+    assert set(after["tuning"]["accuracy"]["ties"]) == {"0.0001", "0.01"}
+
+
 def test_a_cell_that_diverged_is_told_and_not_run_again(
     tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

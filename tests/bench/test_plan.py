@@ -203,6 +203,10 @@ def test_a_folder_may_grow_by_methods_seeds_and_settings_and_nothing_else() -> N
     assert not differences(saved, more.table())
     faster = RunConfig(BASE.tasks, BASE.model, BASE.federation, machine=MachineConfig(threads=2, precision="bfloat16"))
     assert not differences(saved, Comparison(faster).table())
+    here, there = (
+        with_options(BASE, {"tasks": (f"{at}/birds", "demo:digits"), "backbone": f"{at}/vit"}) for at in "ab"
+    )
+    assert not differences(Comparison(here).table(), Comparison(there).table()), "where they lie is no difference"
     other = RunConfig(BASE.tasks, BASE.model, BASE.federation, TrainingConfig(batch_size=3))
     assert differences(saved, Comparison(other).table()) == ["batch_size: 64 there, 3 here"]
     assert not differences(saved, Comparison(BASE, learning_rates=(3e-4, 1e-3, 3e-3, 1e-2)).table())

@@ -335,7 +335,9 @@ def test_who_was_late_and_starts_anew_owes_nothing() -> None:
     remote, grid = named({"a": echo, "b": lambda _: None}, min_sites=1, deadline_s=0.1)
     remote.look(lambda *_: "")
     dict(remote.ask("train", {"a": b"1", "b": b"1"}))
-    grid.nodes[11], grid.started[11] = echo, "later"
+    # what the old process was asked, the new one never hears of
+    grid.nodes[11] = lambda message: None if payload_of(message) == b"1" else echo(message)
+    grid.started[11] = "later"
     assert remote.look(lambda node, *_: "ab"[int(node) - 10]) == {"a", "b"}
     assert dict(remote.ask("train", {"a": b"2", "b": b"2"})) == {"a": b"2!", "b": b"2!"}
 

@@ -163,6 +163,15 @@ def test_a_node_that_starts_anew_is_told_the_start_again_and_others_keep_what_th
     run(strategy, grid)
     assert {node for node, _, _ in seen} == {0, 1, 2}
     heads = {(node, task): arrays["head.weight"] for node, task, arrays in seen}
+    failing = app_node(an_app([], held=lambda _: 1 / 0), IDS[1], partition_id=1)
+    working, grid.nodes[IDS[1]] = grid.nodes[IDS[1]], app_node(app, IDS[1], partition_id=1)
+    run(strategy, grid)  # it has started anew,
+    grid.nodes[IDS[1]] = failing
+    run(strategy, grid)  # cannot say what it holds when it is asked,
+    grid.nodes[IDS[1]] = working
+    seen.clear()
+    run(strategy, grid)  # and is not shut out for it
+    assert {node for node, _, _ in seen} == {0, 1, 2}
     assert (heads[1, "right"] == 0.5).all()
     assert not (heads[0, "right"] == 0.5).any(), "of others nothing is forgotten"
 

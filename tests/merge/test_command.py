@@ -47,6 +47,8 @@ def test_what_comes_out_may_go_into_an_empty_folder(
     empty.mkdir()
     (adapters / "linked").symlink_to(empty)
     before = empty.stat().st_ino
+    (empty / ".matu-killed.part").mkdir()
+    (empty / ".matu-killed.part/half").write_bytes(b"of a process that was killed")
     if place == ".":
         monkeypatch.chdir(empty)
     assert run_command(["merge", str(adapters / "birds"), str(adapters / "cars"), "--to", place]) == 0

@@ -115,14 +115,13 @@ def test_the_mean_is_that_of_the_full_matrices(unlike: dict[str, Path], tmp_path
     assert note["tasks"]["a"]["weight_cosine"] == pytest.approx(cosine, abs=1e-6)
 
 
+@pytest.mark.parametrize("rank", [3, 6])
 @pytest.mark.parametrize("method", ["mean", "task_arithmetic"])
-def test_fewer_outputs_than_ranks_lose_nothing_before_merging(tmp_path: Path, method: str) -> None:
-    """As the value projections of grouped queries: four adapters of rank 3 on 4 outputs of 16 inputs."""
+def test_fewer_outputs_than_ranks_lose_nothing_before_merging(tmp_path: Path, method: str, rank: int) -> None:
+    """As the value projections of grouped queries: four adapters on 4 outputs of 16 inputs."""
     sizes = {"v": (4, 16)}
-    folders = {
-        str(seed): write_adapter(tmp_path / str(seed), draw_adapter(seed, rank=3, sizes=sizes), r=3, lora_alpha=6)
-        for seed in range(4)
-    }  # fmt: skip
+    draw = {str(seed): draw_adapter(seed, rank=rank, sizes=sizes) for seed in range(4)}
+    folders = {t: write_adapter(tmp_path / t, drawn, r=rank, lora_alpha=2 * rank) for t, drawn in draw.items()}
     changes = [changes_of(folder, modules=sizes)["v"] for folder in folders.values()]
     note = merge(folders, tmp_path / "out", method=method, rank=4)
     expected = sum(changes) * (0.25 if method == "mean" else 0.3)

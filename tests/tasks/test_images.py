@@ -106,6 +106,18 @@ def test_sixteen_bits_of_every_format_keep_the_upper_eight(kind: str) -> None:
     assert (decode(encoded(grey, kind), 4) == 200).all()
 
 
+def test_signed_sixteen_bits_are_no_32() -> None:
+    data = encoded(Image.fromarray(np.full((4, 4), 100 << 8, np.uint16)), "TIFF")
+    entry = (339).to_bytes(2, "little") + (3).to_bytes(2, "little") + (1).to_bytes(4, "little")  # SampleFormat
+    assert data.count(entry) <= 1
+    image = Image.open(io.BytesIO(data))
+    image.tag_v2[339] = 2
+    kept = io.BytesIO()
+    image.save(kept, "TIFF", tiffinfo=image.tag_v2)
+    assert Image.open(io.BytesIO(kept.getvalue())).mode == "I"
+    assert (decode(kept.getvalue(), 4) == 100).all()
+
+
 def test_absurd_dimensions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(BadImageError, match="decompression bomb"):

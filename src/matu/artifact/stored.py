@@ -33,7 +33,7 @@ from matu.wire import MAX_RESCALER, is_name
 FORMAT = 3
 KIND = "federated"
 NOTE, TENSORS, CARD = "artifact.json", "artifact.safetensors", "README.md"
-MAX_DIM, MAX_NUMBERS, MAX_RANK, MAX_IMAGE_SIZE = 1 << 28, 1 << 30, 1 << 12, 1 << 13
+MAX_DIM, MAX_NUMBERS, MAX_RANK, MAX_IMAGE_SIZE = 1 << 28, 1 << 31, 1 << 12, 1 << 13
 _LORA = ("rank", "alpha", "targets", "adapter_seed", "start_b")
 
 
@@ -245,10 +245,9 @@ def _check_values(note: Mapping[str, Any]) -> None:
         raise DataError(f"mean {pixels['mean']}, std {pixels['std']}: expected three numbers each, std above 0")
     if not tasks or not all(about["classes"] for about in tasks.values()):
         raise DataError(f"{NOTE}: no tasks, or one without classes")
-    if (numbers := len(tasks) * note["adapter"]["dim"]) > MAX_NUMBERS or rank > MAX_RANK:
-        raise DataError(
-            f"{NOTE}: rank {rank}, {numbers} numbers in all tasks' vectors; at most {MAX_RANK} and {MAX_NUMBERS}"
-        )
+    numbers = len(tasks) * note["adapter"]["dim"] if note["form"] == "separate" else 0  # which few bytes may stand for
+    if numbers > MAX_NUMBERS or rank > MAX_RANK:
+        raise DataError(f"rank {rank}, {numbers} numbers of all tasks; at most {MAX_RANK} and {MAX_NUMBERS}")
     if (hidden := next((one for one in _texts(note) if not one.isprintable()), None)) is not None:
         raise DataError(f"{NOTE}: {hidden[:40]!r}: expected printable text of one line")
     for name in (note["backbone"]["name"], *tasks):

@@ -217,14 +217,12 @@ def _tune(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, 
     broken = [f"{cell}: {error}" for cell, error in failures.items() if not isinstance(error, DivergedError)]
     if broken:
         raise MatuError(f"tuning: {'; '.join(broken)}; the same command tries again")
-    accuracy: dict[str, dict[str, float | None]] = {}
-    unfinished = set()
+    accuracy: dict[str, dict[str, float | None]] = {cell.method: {} for cell in cells}  # None: diverged
     for cell in cells:
-        found = _finished(folder / cell.folder)
-        if not found and not (folder / cell.folder / DIVERGED).is_file():
-            unfinished.add(cell.method)
-        mean = found["mean_accuracy"]["delivered"] if found else None
-        accuracy.setdefault(cell.method, {})[repr(cell.learning_rate)] = mean
+        if found := _finished(folder / cell.folder):
+            accuracy[cell.method][repr(cell.learning_rate)] = found["mean_accuracy"]["delivered"]
+        elif (folder / cell.folder / DIVERGED).is_file():
+            accuracy[cell.method][repr(cell.learning_rate)] = None
     known = {method: {rate: a for rate, a in row.items() if a is not None} for method, row in accuracy.items()}
     untuned = sorted(method for method in asked if not known[method])
     if untuned:
@@ -232,13 +230,15 @@ def _tune(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[str, 
         raise MatuError(
             f"tuning: {', '.join(untuned)} diverged at every rate ({reasons}); other --learning-rates may do"
         )
+    chosen = {method: float(max(row, key=row.__getitem__)) for method, row in known.items() if row}
+    for method in [method for method in chosen if len(accuracy[method]) < len(whole.learning_rates)]:
+        # Its tuning was stopped; or else the grid has grown since, and there are runs at the rate that was its best.
+        if not any(_finished(bench.out / "cells" / cell.folder) for cell in whole.cells({method: chosen[method]})):
+            del chosen[method]
     return {
         "setting": whole.tune_setting, "rounds": whole.tune_rounds, "seed": whole.seeds[0],
         "rates": list(whole.learning_rates), "accuracy": {m: row for m, row in accuracy.items() if known[m]},
-        "chosen": {
-            method: float(max(row, key=row.__getitem__))
-            for method, row in known.items() if row and method not in unfinished
-        },
+        "chosen": chosen,
     }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -195,9 +195,7 @@ class Cell:
         for machine in ("device", "precision", "threads", "together"):
             found.pop(machine, None)
         found |= {"method": method_name(method), "backbone": Path(self.config.model.backbone).name}
-        found["tasks"] = [
-            Path(task).name if "/" in task and ":" not in task else task for task in self.config.tasks.tasks
-        ]
+        found["tasks"] = names_of(self.config.tasks.tasks)
         text = json.dumps([found, method_source(method)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -210,6 +208,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.setting}, {shown(self.method)}, seed {self.seed}, rate {self.learning_rate:g}"
+
+
+def names_of(tasks: Iterable[str]) -> list[str]:
+    """Tasks without the folders that they lie in."""
+    return [Path(task).name if "/" in task and ":" not in task else task for task in tasks]
 
 
 def _is_number(value: object) -> bool:

@@ -111,10 +111,7 @@ def _messages(wire: Mapping[str, Any]) -> str:
 def _tuning(tuning: Mapping[str, Any], methods: Sequence[str]) -> str:
     rates, chosen, rows = tuning["rates"], {shown(m): rate for m, rate in tuning["chosen"].items()}, []
     # JSON has its own way to write a rate, so they are compared as numbers.
-    tried = {
-        shown(method): {float(rate): share for rate, share in found.items() if share is not None}
-        for method, found in tuning["accuracy"].items()
-    }
+    tried = {shown(m): {float(rate): share for rate, share in row.items()} for m, row in tuning["accuracy"].items()}
     for method in sorted(tried, key=lambda m: methods.index(m) if m in methods else len(methods)):
         cells = (_bold(_percent(tried[method].get(rate)), rate == chosen.get(method)) for rate in rates)
         rows.append([label(method), *cells])

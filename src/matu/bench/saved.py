@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from matu.bench.options import PLANNED
-from matu.bench.plan import Comparison
+from matu.bench.plan import Comparison, names_of
 from matu.config import RunConfig, WireConfig, config_of, config_table, read_table, values_of
 from matu.errors import ConfigError
 
@@ -42,10 +42,13 @@ def write_comparison(comparison: Comparison) -> bytes:
 
 
 def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """What keeps two comparisons (tables) from sharing a folder; methods, seeds, settings and rates may be added."""
+    """What keeps two comparisons (tables) from sharing a folder; methods, seeds, settings and rates may be added.
+
+    Where tasks and backbone lie is no difference: what is in them is checked by content.
+    """
     found = []
     for section in sorted((set(saved) | set(asked)) - {"compare", "settings", "machine"}):
-        before, after = saved.get(section, {}), asked.get(section, {})
+        before, after = (_without_places(table.get(section, {})) for table in (saved, asked))
         found += [f"{o}: {before.get(o)!r} there, {after.get(o)!r} here" for o in sorted(set(before) | set(after))
                   if before.get(o) != after.get(o) and o not in PLANNED]  # fmt: skip
     before, after = saved["compare"], asked["compare"]
@@ -57,6 +60,11 @@ def differences(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
         if name in saved["settings"] and saved["settings"][name] != values:
             found.append(f"setting '{name}': {saved['settings'][name]} there, {values} here")
     return found
+
+
+def _without_places(section: Mapping[str, Any]) -> dict[str, Any]:
+    places = {"tasks": names_of(section.get("tasks", ())), "backbone": Path(section.get("backbone", "")).name}
+    return {option: places.get(option, value) for option, value in section.items()}
 
 
 def load_saved(path: Path) -> dict[str, Any] | None:

@@ -82,8 +82,9 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
 
     from matu.tasks.sources import is_path
 
-    def whole(name: str) -> str:  # a link keeps its name, which is the task's
-        return os.path.abspath(os.path.expanduser(name))
+    def whole(name: str) -> str:  # a link at the end keeps its name, which is the task's
+        path = Path(name).expanduser()
+        return str(path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name)
 
     names = tuple(whole(task) if is_path(task) else task for task in config.tasks.tasks)
     tasks = dataclasses.replace(config.tasks, tasks=names)

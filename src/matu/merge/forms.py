@@ -148,8 +148,9 @@ class WeightChange:
 
     def _rows_there(self, module: str) -> int:
         """Rows that hold all tasks' changes of a module, in which nothing is lost before they are merged."""
+        _, a, (outputs, *_) = self._shapes[module]
         ranks = [adapter.shapes[adapter.pairs[module].a][0] for adapter in self._adapters if module in adapter.pairs]
-        return min(math.prod(self._shapes[module][1]), sum(ranks))
+        return min(math.prod(a), sum(min(outputs, rank) for rank in ranks))
 
     def _limit(self, module: str) -> int:
         """The rank at which nothing of a module's one change, or of all its changes by rows or columns, is lost."""

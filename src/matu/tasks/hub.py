@@ -58,12 +58,22 @@ class HubDataset:
 
     def in_reach(self) -> bool:
         """Whether it can be loaded: the hub answers, or the library's cache holds it already."""
+        self._require_no_folder()
         if hub_answers():
             return True
         try:
             return bool(self._tables)
         except DataError:
             return False
+
+    def _require_no_folder(self) -> None:
+        """DataError where a folder lies in the dataset's way: the library would take it."""
+        path = self._parts[0]
+        if _lies_here(path):
+            raise DataError(
+                f"task {self.name!r}: a folder {path} lies here too, and would be taken for the hub's; "
+                f"expected ./{path} if it is meant, else a working folder without it"
+            )
 
     @property
     def _parts(self) -> tuple[str, str | None, str | None]:
@@ -77,11 +87,7 @@ class HubDataset:
         import datasets
 
         path, config, revision = self._parts
-        if _lies_here(path):  # the library would take it
-            raise DataError(
-                f"task {self.name!r}: a folder {path} lies here too, and would be taken for the hub's; "
-                f"expected ./{path} if it is meant, else a working folder without it"
-            )
+        self._require_no_folder()
         try:
             with quiet(), _no_retries():
                 found = datasets.load_dataset(path, config, revision=revision)
@@ -101,7 +107,7 @@ class HubDataset:
 
 
 def _lies_here(path: str) -> bool:
-    return Path(path).exists()
+    return Path(path).is_dir()
 
 
 @cache

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE as BITS_OF_TIFF
+from PIL.TiffImagePlugin import TiffImageFile
 
 # A JPEG far larger than needed is decoded at the smallest scale that still has this many times the size.
 DRAFT_MARGIN = 4
@@ -33,8 +35,11 @@ def decode(data: bytes | Path, size: int) -> np.ndarray:
             warnings.simplefilter("ignore")
             with Image.open(data if isinstance(data, Path) else io.BytesIO(data)) as image:
                 image.draft(None, (DRAFT_MARGIN * size, DRAFT_MARGIN * size))
-                kind = image.format
-                return fit(_to_rgb(ImageOps.exif_transpose(image), kind), size)
+                # Mode I is 32 bits; only of these formats is what it holds known to be 16.
+                known = image.format in ("PNG", "PPM") or (
+                    isinstance(image, TiffImageFile) and image.tag_v2.get(BITS_OF_TIFF) == (16,)
+                )
+                return fit(_to_rgb(ImageOps.exif_transpose(image), known), size)
     except UnidentifiedImageError:
         raise BadImageError("not an image file that can be read") from None
     except MemoryError:
@@ -48,9 +53,8 @@ def fit(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
-def _to_rgb(image: Image.Image, kind: str | None) -> Image.Image:
-    # Mode I is 32 bits; only of these formats is what it holds known to be 16.
-    if image.mode == "F" or (image.mode == "I" and kind not in ("PNG", "PPM")):
+def _to_rgb(image: Image.Image, sixteen_bits: bool) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and not sixteen_bits):
         pixels = "floating-point" if image.mode == "F" else "32-bit"
         raise BadImageError(f"{pixels} pixels: their range is not known; save as 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):

@@ -30,6 +30,7 @@ from matu.vectors import Layout
 from matu.wire import Envelope, encode
 
 START, RUN, HELLO, MEMORY, ARRAYS = "matu-start", "matu-run", "matu-hello", "matu-memory", "arrays"
+FORGOTTEN = "this node has not been told the adapter's start, or has forgotten it"
 Held = Mapping[str, tuple[int, Mapping[str, Tensor]]]
 """By task: the number of training examples, and the arrays that are its own (a classifier), as training starts with
 them; those that are not may be among them."""
@@ -64,7 +65,7 @@ def matu_mod(tasks: Callable[[Context], Held]) -> Mod:
             }  # fmt: skip
             return Message(RecordDict({HELLO: ConfigRecord(note)}), reply_to=message)
         if START not in context.state.array_records:
-            raise DataError("this node has not been told the adapter's start, or has forgotten it")
+            raise DataError(FORGOTTEN)
         return _Node(message, context, call_next, held).answer()
 
     return mod

@@ -22,7 +22,7 @@ from flwr.serverapp.strategy import Strategy
 from matu.config import FederationConfig, MachineConfig, RunConfig, WireConfig
 from matu.errors import DataError, MatuError
 from matu.federation.agent import Plan
-from matu.federation.flower.mod import HELLO, RUN, START, adapter_of, fingerprint_of, method_of
+from matu.federation.flower.mod import FORGOTTEN, HELLO, RUN, START, adapter_of, fingerprint_of, method_of
 from matu.federation.flower.records import payload_of, request
 from matu.federation.rounds import Federation, codecs_of, open_update
 from matu.federation.transport import InProcess
@@ -204,7 +204,8 @@ class MatuStrategy(Strategy):
                 try:
                     self._admit(node, reply)
                 except DataError as error:
-                    self._refused.add(node)
+                    if str(node) not in self._samples:  # who was admitted once may be again
+                        self._refused.add(node)
                     LOG.warning("node %s is refused: %s", node, error)
             found = [node for node in there if str(node) in federation.clients]
             if len(found) >= self.min_nodes:
@@ -250,7 +251,8 @@ class MatuStrategy(Strategy):
                 continue
             if reply.has_error():
                 LOG.warning("round %s: node %s: %s", self.round, node, reply.error.reason)
-                self._clients.pop(str(node), None)  # it may have started anew, and is told the start again
+                if FORGOTTEN in (reply.error.reason or ""):  # it has started anew, and is told the start again
+                    self._clients.pop(str(node), None)
                 continue
             yield node, reply
 
