@@ -28,7 +28,5 @@ def random_vit(name: str, image_size: int, attention: str = "eager") -> ViTModel
 
 def as_backbone(module: ViTModel, name: str) -> Backbone:
     """It as the backbone of a run: half and half are the ImageNet-21k checkpoints' mean and spread."""
-    half = (0.5, 0.5, 0.5)
-    return Backbone(
-        module, f"{name}, random", "0" * 64, module.config.image_size, module.config.hidden_size, half, half
-    )
+    half, size = (0.5, 0.5, 0.5), module.config.image_size
+    return Backbone(module, f"{name}, random", "0" * 64, size, module.config.hidden_size, half, half, class_token=True)
