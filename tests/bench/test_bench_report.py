@@ -82,6 +82,10 @@ def test_label():
     assert label("mat_fl rounds=300 rate=0.1") == "MaT-FL (rounds=300, rate=0.1)"
     assert label("per_task_fedavg") == "Per-task FedAvg"
     assert label("my_own") == "my_own"
+    assert label("matu uplink=3bit downlink=5bit") == "MaTU (uplink=3bit, downlink=5bit)"
+    codecs = "uplink=3bit downlink=5bit uplink_heads=4bit downlink_heads=8bit"
+    assert label(f"matu coded_masks=true {codecs}") == "MaTU (coded_masks=true, 3bit/4bit up, 5bit/8bit down)"
+    assert label(f"matu rule=off {codecs}") == "MaTU (rule=off, 3bit/4bit up, 5bit/8bit down)"
 
 
 def test_markdown_says_first_what_was_compared(few):

@@ -184,6 +184,13 @@ def test_twelve_variants_of_a_method_can_be_told_apart_and_the_plain_one_stands_
     assert [line["linewidth"] for line in lines] == [3] + 11 * [1.5]
 
 
+def test_twelve_variants_of_a_method_can_be_told_apart_as_points():
+    results = compared(("fedavg", *(f"fedavg balanced={k}" for k in range(11))))
+    dots = [looks.dots_of(results, method) for method in results["methods"]]
+    kinds = {(d["color"], d.get("markerfacecolor"), d.get("fillstyle"), d["markeredgecolor"]) for d in dots}
+    assert len(kinds) == 12
+
+
 def test_colours_do_not_depend_on_who_else_is_drawn():
     many, one = compared(METHODS), compared(("matu",))
     assert looks.look_of(many, "matu") == looks.look_of(one, "matu")

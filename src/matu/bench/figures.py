@@ -231,7 +231,7 @@ def _named(results: Results, method: str) -> str:
     if all(same_seeds(results, setting) for setting in results["settings"]):
         return narrow_label(method)
     counts = sorted({len(found[method]["seeds"]) for found in results["summary"].values() if method in found})
-    return f"{narrow_label(method)}\n  {' or '.join(map(str, counts))} seed{'s' if counts[-1:] != [1] else ''}"
+    return narrow_label(method, f": {' or '.join(map(str, counts))} seed{'s' if counts[-1:] != [1] else ''}")
 
 
 def _curves(results: Results, setting: str, of: str = "") -> Curves:

@@ -55,13 +55,16 @@ def line_of(results: Results, method: str) -> dict[str, Any]:
 
 
 def dots_of(results: Results, method: str) -> dict[str, Any]:
-    """Of single points: variants of a method are open."""
+    """Of single points: variants of a method are open, or filled by half."""
     if method == "individual":
         return line_of(results, method)
-    look = look_of(results, method)
-    open_face = {"markerfacecolor": "white", "markeredgecolor": look["color"]} if variant_of(results, method) else {}
+    look, variant = look_of(results, method), variant_of(results, method)
     size = 1.5 * look["markersize"]
-    return look | {"linestyle": "none", "markersize": size, "alpha": 0.9, "markeredgecolor": "white"} | open_face
+    look |= {"linestyle": "none", "markersize": size, "alpha": 0.9, "markeredgecolor": "white"}
+    if variant:
+        face = {"markerfacecolor": "white" if variant % 4 == 1 else look["color"], "markerfacecoloralt": "white"}
+        look |= face | {"markeredgecolor": look["color"], "fillstyle": ("full", "full", "left", "bottom")[variant % 4]}
+    return look
 
 
 def variant_of(results: Results, method: str) -> int:
@@ -83,6 +86,6 @@ def striped(line: dict[str, Any], place: int, count: int) -> dict[str, Any]:
     return line | {"linestyle": (5 * place, (5, 5 * (count - 1))), "dash_capstyle": "butt", "marker": "none"}
 
 
-def narrow_label(method: str) -> str:
-    """A method's label in lines that leave room for the panels."""
-    return "\n".join(textwrap.wrap(label(method), NARROW, subsequent_indent="  "))
+def narrow_label(method: str, more: str = "") -> str:
+    """A method's label, and what is to be said besides, in lines that leave room for the panels."""
+    return "\n".join(textwrap.wrap(label(method) + more, NARROW, subsequent_indent="  "))

@@ -20,6 +20,8 @@ _INTERVALS = {
     "seeds": "Student's t over seeds",
     "test images": "normal approximation over test images, one seed, so it says nothing about other seeds",
 }
+_WAYS = ("uplink", "downlink", "uplink_heads", "downlink_heads")
+_CODECS = "Codecs behind a method's name are those of vectors/heads."
 _NOTHING, _UNFINISHED = "–", "not finished"
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "_%&#${}"}
@@ -39,9 +41,19 @@ class _Column:
 
 
 def label(method: str) -> str:
-    """A method's name as people write it, its options behind it."""
+    """A method's name as people write it, its options behind it; all codecs of its messages as `_CODECS` says."""
     name, *options = method.split()
+    if codecs := _codecs(method):
+        options = [word for word in options if word.partition("=")[0] not in codecs]
+        for way, to in (("uplink", "up"), ("downlink", "down")):
+            options.append(f"{codecs[way]}/{codecs[f'{way}_heads']} {to}")
     return LABELS.get(name, name) + (f" ({', '.join(options)})" if options else "")
+
+
+def _codecs(method: str) -> dict[str, str]:
+    """How its vectors and heads travel, if its options say it of all of them."""
+    found = {key: value for key, _, value in (word.partition("=") for word in method.split()[1:]) if key in _WAYS}
+    return found if len(found) == len(_WAYS) else {}
 
 
 def is_reference(method: str) -> bool:
@@ -196,6 +208,8 @@ def _notes(results: Results, setting: str) -> list[str]:
         f"Rounds count to {100 * results['target']:.0f} % of Individual's mean accuracy, seen only where accuracy was "
         "measured: on the way, on fewer images, and at the end.",
     ]
+    if any(map(_codecs, shown)):
+        notes.append(_CODECS)
     lost = [
         f"{label(c['method'])} {c['failures']}"
         for c in results["cells"]
