@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from matu.bench.report import LABELS, label, latex, markdown
+from matu.bench.names import LABELS, label
+from matu.bench.report import latex, markdown
 
 TASKS = ("mnist", "fashion_mnist", "cifar10", "svhn", "gtsrb", "eurosat", "pets", "dtd")
 

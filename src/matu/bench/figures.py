@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from matu.bench.looks import bar_of, dots_of, line_of, look_of, narrow_label, striped
-from matu.bench.report import Results, is_reference, same_seeds
+from matu.bench.names import Results, is_reference, same_seeds
 from matu.plotting import STYLE, save
 
 Curves = Mapping[str, tuple[list[int], np.ndarray]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.colors import to_hex, to_rgb
 
-from matu.bench.report import Results, is_reference, label
+from matu.bench.names import Results, is_reference, label
 
 # Okabe and Ito's colours, and Tol's where those run out; related methods are near, markers tell them apart.
 _LOOKS = {

@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from matu.bench.names import REFERENCES
 from matu.bench.options import by_name, parse_spec, shown, tuning_spec, with_options
-from matu.bench.report import REFERENCES
 from matu.config import FederationConfig, RunConfig, WireConfig, config_table
 from matu.errors import ConfigError
 from matu.methods import method_name, method_names, method_source

@@ -7,20 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matu.bench.names import Results, codecs_of, is_reference, label, same_seeds, setting_label
 from matu.bench.options import shown, tuning_spec
 
-LABELS = {
-    "individual": "Individual", "local": "Local", "fedavg": "FedAvg", "per_task_fedavg": "Per-task FedAvg",
-    "fedprox": "FedProx", "fedper": "FedPer", "mat_fl": "MaT-FL", "ntk_fedavg": "NTK-FedAvg",
-    "task_arithmetic": "Task arithmetic", "ties": "TIES", "ffa_lora": "FFA-LoRA", "matu": "MaTU",
-    "true_signs": "True signs", "matu_plus": "MaTU+",
-}  # fmt: skip
-REFERENCES = ("individual", "local")  # they send nothing, so they do not compete
 _INTERVALS = {
     "seeds": "Student's t over seeds",
     "test images": "normal approximation over test images, one seed, so it says nothing about other seeds",
 }
-_WAYS = ("uplink", "downlink", "uplink_heads", "downlink_heads")
 _CODECS = "Codecs behind a method's name are those of vectors/heads."
 _NOTHING, _UNFINISHED = "–", "not finished"
 _LATEX = str.maketrans(
@@ -29,8 +22,6 @@ _LATEX = str.maketrans(
     | {"±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$"}
 )
 
-Results = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class _Column:
@@ -38,39 +29,6 @@ class _Column:
 
     title: str
     read: Callable[[Mapping[str, Any]], Mapping[str, Any] | str | None]
-
-
-def label(method: str) -> str:
-    """A method's name as people write it, its options behind it; all codecs of its messages as `_CODECS` says."""
-    name, *options = method.split()
-    if codecs := _codecs(method):
-        options = [word for word in options if word.partition("=")[0] not in codecs]
-        for way, to in (("uplink", "up"), ("downlink", "down")):
-            options.append(f"{codecs[way]}/{codecs[f'{way}_heads']} {to}")
-    return LABELS.get(name, name) + (f" ({', '.join(options)})" if options else "")
-
-
-def _codecs(method: str) -> dict[str, str]:
-    """How its vectors and heads travel, if its options say it of all of them."""
-    found = {key: value for key, _, value in (word.partition("=") for word in method.split()[1:]) if key in _WAYS}
-    return found if len(found) == len(_WAYS) else {}
-
-
-def is_reference(method: str) -> bool:
-    """Whether the method is a bar to compare with, and not a competitor."""
-    return method.split()[0] in REFERENCES
-
-
-def same_seeds(results: Results, setting: str) -> bool:
-    """Whether all that compete in a setting have the same seeds; means over different ones are no ranking."""
-    found = results["summary"].get(setting, {})
-    return len({tuple(found[m]["seeds"]) for m in found if not is_reference(m)}) < 2
-
-
-def setting_label(results: Results, setting: str) -> str:
-    """A setting's name, and what it differs in."""
-    options = ", ".join(f"{key} = {value}" for key, value in results["settings"][setting].items())
-    return f"{setting} ({options})" if options else setting
 
 
 def markdown(results: Results) -> str:
@@ -208,7 +166,7 @@ def _notes(results: Results, setting: str) -> list[str]:
         f"Rounds count to {100 * results['target']:.0f} % of Individual's mean accuracy, seen only where accuracy was "
         "measured: on the way, on fewer images, and at the end.",
     ]
-    if any(map(_codecs, shown)):
+    if any(map(codecs_of, shown)):
         notes.append(_CODECS)
     lost = [
         f"{label(c['method'])} {c['failures']}"
