@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
@@ -89,7 +90,6 @@ class AdaptedModel:
         self.parameters = nn.Parameter(self.start.clone())
         self.parameters.grad = torch.zeros_like(self.parameters)
         self._tie(trained)
-        self._encoder = _Encoder(backbone)
         self._fused: Sequence[FusedLora | FusedBlock] = []
         self._apart: list[FusedLora] = []
         self._mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1) * 255
@@ -126,7 +126,6 @@ class AdaptedModel:
         self.backbone = replace(self.backbone, module=nn.Identity())
         self.model = self.backbone.module
         self.start, self.parameters, self._fused, self._apart = torch.zeros(0), nn.Parameter(torch.zeros(0)), [], []
-        self._encoder = _Encoder(self.backbone)
 
     @property
     def dim(self) -> int:
@@ -201,43 +200,35 @@ class AdaptedModel:
                 group.detach()
             self.compute_together(True)
 
-    def linearised_features(self, images: Tensor) -> Tensor:
-        """f(φ₀) + J(φ₀)(φ − φ₀): features linear in the adapter, by one forward-mode product.
+    def linearised_features(self, images: Tensor, adapters: Tensor | None = None) -> Tensor:
+        """f(φ₀) + J(φ₀)(φ − φ₀): features linear in the adapter, by one forward-mode product; φ₀ is its start.
 
-        φ₀ is the adapter's start. Where B starts at 0 the derivative by A is 0, and only B learns.
+        The gradient by φ is J(φ₀)ᵀ times that by the features, whatever φ is: it goes back through f at φ₀, and not
+        through the product. Where B starts at 0 the derivative by A is 0, and only B learns.
+
+        Parameters
+        ----------
+        images, adapters
+            As of `stacked_features`; None: the model's own adapter, for all images.
+
+        Returns
+        -------
+        Tensor
+            [n, features].
         """
-        pixels = self._normalised(images)
-
-        def encode(adapter: Tensor) -> Tensor:
-            values = {f"module.{name}": part for name, part in self.layout.unflatten(adapter).items()}
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-                features: Tensor = torch.func.functional_call(self._encoder, values, (pixels,))
-            return features.float()
-
-        self.compute_together(False)  # the fused form has no forward-mode derivative
-        try:
-            with warnings.catch_warnings():  # torch's own forward-mode code is written in its deprecated script
-                warnings.simplefilter("ignore", DeprecationWarning)
-                product = torch.func.jvp(encode, (self.start,), (self.parameters - self.start,))
-        finally:
-            self.compute_together(True)
-        return product[0] + product[1]
+        where = self.parameters[None] if adapters is None else adapters
+        at_start = self.start + (where - where.detach())
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            # torch's own forward-mode code is written in its deprecated script
+            warnings.simplefilter("ignore", DeprecationWarning)
+            dual = forward_ad.make_dual(at_start, where.detach() - self.start)
+            features, change = forward_ad.unpack_dual(self.stacked_features(images, dual))
+            return features.float() + change.detach()
 
     def _normalised(self, images: Tensor) -> Tensor:
         """uint8 [n, size, size, 3] -> float32 [n, 3, size, size] as the backbone was trained on."""
         pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
         return pixels.sub_(self._mean).div_(self._std)
-
-
-class _Encoder(nn.Module):
-    """`Backbone.encode` as a module, so that its parameters can be replaced for a call."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.module, self._encode = backbone.module, backbone.encode
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self._encode(pixels)
 
 
 def _target_layers(backbone: Backbone, targets: Sequence[str]) -> list[str]:

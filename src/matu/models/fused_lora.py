@@ -65,6 +65,24 @@ def gradients(
     return into_x, list(into_a), into_b
 
 
+def tangents(
+    dx: Tensor, rows: Tensor, weight: Tensor, scale: float, many: Sequence[Tensor], changes: Sequence[Tensor]
+) -> Tensor:
+    """How y of `products` changes, to first order, where x does by dx, and A_1 … B_1 … by their changes."""
+    half = len(many) // 2
+    a, b = many[:half], many[half:]
+    da, db = (
+        [m.view_as(of).to(of) for m, of in zip(changes[i : i + half], many[i : i + half], strict=True)]
+        for i in (0, half)
+    )
+    dy, _ = products(dx, weight, None, scale, a, b)
+    for inward, outward in ((a, db), (da, b)):
+        inner = torch.bmm(rows, torch.cat(list(inward), dim=1).mT).split([m.shape[1] for m in inward], dim=-1)
+        for part, one, m in zip(dy.split([m.shape[1] for m in b], dim=-1), inner, outward, strict=True):
+            part.baddbmm_(one, m.mT, alpha=scale)
+    return dy
+
+
 class _FusedLora(torch.autograd.Function):
     """`products` of x [..., in], with adapters of two dimensions, or of three with one for each run of samples."""
 
@@ -77,6 +95,7 @@ class _FusedLora(torch.autograd.Function):
         rows = x.reshape(len(a[0]), -1, x.shape[-1]).to(weight.dtype)
         y, merged = products(rows, weight, bias, scale, a, b)
         ctx.save_for_backward(rows, weight, merged, *many)
+        ctx.save_for_forward(rows, weight, merged, *many)
         ctx.shape, ctx.dtype, ctx.scale, ctx.shapes = x.shape, x.dtype, scale, [m.shape for m in matrices]
         parts = y.view(*x.shape[:-1], -1).split([m.shape[1] for m in b], dim=-1)
         return tuple(parts) if len(b) > 1 else (parts[0],)
@@ -92,6 +111,13 @@ class _FusedLora(torch.autograd.Function):
             into_x = into_x.view(ctx.shape).to(ctx.dtype)
         found = [m.float().reshape(shape) for m, shape in zip((*into_a, *into_b), ctx.shapes, strict=True)]
         return into_x, None, None, None, *found
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, dx: Tensor, *changes: Any) -> tuple[Tensor, ...]:
+        rows, weight, _, *many = ctx.saved_tensors
+        dy = tangents(dx.reshape(rows.shape).to(rows), rows, weight, ctx.scale, many, changes[3:])
+        return tuple(dy.view(*ctx.shape[:-1], -1).split([m.shape[1] for m in many[len(many) // 2 :]], dim=-1))
 
 
 class FusedLora:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import ViTModel
 from transformers.activations import GELUActivation
 
-from matu.models.fused_lora import FusedLora, Own, gradients, lora_layers, products
+from matu.models.fused_lora import FusedLora, Own, gradients, lora_layers, products, tangents
 
 _ops: Any = torch.ops.aten
 
@@ -29,9 +29,8 @@ class _Attention:
 
     def forward(self, qkv: Tensor, read: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """[n, t, 3 d] -> [n, read, d], and what `backward` needs."""
-        n, t, _ = qkv.shape
-        q, k, v = qkv.view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        q, k, v = (part.reshape(n * self.heads, part.shape[2], -1) for part in (q[:, :, :read], k, v))
+        n = len(qkv)
+        q, k, v = self._apart(qkv, read)
         p = torch.bmm(q, k.mT).mul_(self.scale).softmax(-1, dtype=torch.float32).to(qkv.dtype)
         return self._joined(torch.bmm(p, v), n), (q, k, v, p)
 
@@ -46,6 +45,19 @@ class _Attention:
         torch.bmm(by_scores.mT, q, out=into[1])
         torch.bmm(p.mT, g, out=into[2])
         return into.view(3, n, self.heads, k.shape[1], -1).permute(1, 3, 0, 2, 4).reshape(n, -1, 3 * d)
+
+    def jvp(self, change: Tensor, kept: tuple[Tensor, ...]) -> Tensor:
+        """How the output changes, [n, read, d], where the input does by [n, t, 3 d], to first order."""
+        q, k, v, p = kept
+        dq, dk, dv = self._apart(change, q.shape[1])
+        by_scores = torch.bmm(dq, k.mT).baddbmm_(q, dk.mT).mul_(self.scale)
+        dp = _ops._softmax_backward_data(by_scores, p, -1, p.dtype)  # the Jacobian is symmetric
+        return self._joined(torch.bmm(dp, v).baddbmm_(p, dv), len(change))
+
+    def _apart(self, qkv: Tensor, read: int) -> tuple[Tensor, ...]:
+        n, t, _ = qkv.shape
+        q, k, v = qkv.view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        return tuple(part.reshape(n * self.heads, part.shape[2], -1) for part in (q[:, :, :read], k, v))
 
     def _joined(self, heads: Tensor, n: int) -> Tensor:
         return heads.view(n, self.heads, heads.shape[1], -1).transpose(1, 2).reshape(n, heads.shape[1], -1)
@@ -63,6 +75,13 @@ def _norm_backward(norm: nn.LayerNorm, g: Tensor, x: Tensor, mean: Tensor, rstd:
         g.to(x.dtype), x, norm.normalized_shape, mean, rstd, norm.weight, norm.bias, [True, False, False]
     )[0]
     return into
+
+
+def _norm_jvp(norm: nn.LayerNorm, change: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    into: Tensor = _ops.native_layer_norm_backward(  # without scale and shift the Jacobian is symmetric
+        change, x, norm.normalized_shape, mean, rstd, None, None, [True, False, False]
+    )[0]
+    return into.mul_(norm.weight)
 
 
 def _plus_linear(x: Tensor, rows: Tensor, linear: nn.Linear) -> Tensor:
@@ -88,7 +107,9 @@ class _Block(torch.autograd.Function):
         h, after_mean, after_rstd = _norm(layer.layernorm_after, after)
         inside = nn.functional.linear(h.to(low), layer.mlp.fc1.weight, layer.mlp.fc1.bias)
         ctx.block, ctx.shapes = block, [m.shape for m in matrices]
-        ctx.save_for_backward(x, mean, rstd, rows, merged, after, after_mean, after_rstd, inside, *kept, *many)
+        for_later = (x, mean, rstd, rows, merged, after, after_mean, after_rstd, inside, *kept, *many)
+        ctx.save_for_backward(*for_later)
+        ctx.save_for_forward(*for_later)
         return _plus_linear(after, nn.functional.gelu(inside), layer.mlp.fc2)
 
     @staticmethod
@@ -115,6 +136,21 @@ class _Block(torch.autograd.Function):
             into_x[:, : g.shape[1]] += by_after
         found = [m.float().reshape(shape) for m, shape in zip((*into_a, *into_b), ctx.shapes, strict=True)]
         return into_x, None, *found
+
+    @staticmethod
+    @torch.no_grad()
+    def jvp(ctx: Any, dx: Tensor, _: None, *changes: Tensor) -> Tensor:
+        block, layer = ctx.block, ctx.block.layer
+        x, mean, rstd, rows, _, after, after_mean, after_rstd, inside, *others = ctx.saved_tensors
+        kept, many = tuple(others[:4]), others[4:]
+        d_rows = _norm_jvp(layer.layernorm_before, dx, x, mean, rstd).to(rows).view_as(rows)
+        d_qkv = tangents(d_rows, rows, block.qkv.weight, block.qkv.scale, many, changes)
+        d_o = block.attention.jvp(d_qkv.view(*x.shape[:2], -1), kept)
+        d_after = dx[:, : after.shape[1]] + d_o @ layer.attention.o_proj.weight.T
+        d_inside = _norm_jvp(layer.layernorm_after, d_after, after, after_mean, after_rstd).to(inside)
+        d_inside = d_inside @ layer.mlp.fc1.weight.T
+        d_inside = _ops.gelu_backward.grad_input(d_inside, inside, grad_input=d_inside)
+        return d_after + d_inside @ layer.mlp.fc2.weight.T
 
 
 class FusedBlock:

@@ -37,7 +37,6 @@ def train_together(
     """What `Trainer.train` gives of each job, to rounding; `trainer.together` of them go through one product at a time.
 
     Every job has its own optimiser, clipping, objective and batches; those with fewer batches end before the others.
-    A linearised objective is trained one by one: its forward-mode derivative goes through PEFT's own layers.
 
     Parameters
     ----------
@@ -53,7 +52,7 @@ def train_together(
     TrainingError
         If a loss is not finite.
     """
-    at_a_time = 1 if trainer.objective.linearised else max(1, trainer.together)
+    at_a_time = max(1, trainer.together)
     order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].indices))  # the longest first: none is left to the end
     groups = [order[first : first + at_a_time] for first in range(0, len(jobs), at_a_time)]
     work = [partial(_train, jobs=[jobs[i] for i in group], steps=steps, epochs=epochs) for group in groups]
@@ -90,7 +89,9 @@ def _step(trainer: Trainer, given: Sequence[_Batch]) -> None:
     size = max(len(one.labels) for one in given)
     images = np.concatenate([np.resize(one.images, (size, *one.images.shape[1:])) for one in given])
     adapters = torch.stack([one.fit.adapter for one in given])
-    features = trainer.model.stacked_features(torch.from_numpy(images), adapters).float().view(len(given), size, -1)
+    model = trainer.model
+    of = model.linearised_features if trainer.objective.linearised else model.stacked_features
+    features = of(torch.from_numpy(images), adapters).float().view(len(given), size, -1)
     losses = [one.fit.loss(of[: len(one.labels)], one.labels) for one, of in zip(given, features, strict=True)]
     for one in given:
         one.fit.optimiser.zero_grad()
