@@ -85,7 +85,8 @@ def test_label():
     assert label("my_own") == "my_own"
     assert label("matu uplink=3bit downlink=5bit") == "MaTU (uplink=3bit, downlink=5bit)"
     codecs = "uplink=3bit downlink=5bit uplink_heads=4bit downlink_heads=8bit"
-    assert label(f"matu coded_masks=true {codecs}") == "MaTU (coded_masks=true, 3bit/4bit up, 5bit/8bit down)"
+    assert label(f"matu coded_masks=true {codecs}") == "MaTU (coded masks, 3bit/4bit up, 5bit/8bit down)"
+    assert label("matu unification=false rule=off") == "MaTU (no unification, rule=off)"
     assert label(f"matu rule=off {codecs}") == "MaTU (rule=off, 3bit/4bit up, 5bit/8bit down)"
 
 
@@ -231,7 +232,7 @@ def test_a_method_with_options_that_is_tuned_without_them_is_told(few):
     }  # fmt: skip
     few["methods"] = [m.replace("matu ", "a/matu.py ") for m in few["methods"]]
     text = markdown(few)
-    assert "the largest rate is the best of MaTU (balanced=true).\n" in text
+    assert "the largest rate is the best of MaTU (balanced).\n" in text
     del few["summary"]["many"]["fedavg"]
     assert rows(markdown(few), 1)["FedAvg"][0] == "not tuned"
 

@@ -223,7 +223,8 @@ def _legend(
     figure: Figure, results: Results, shown: set[str], style: Callable[[Results, str], dict[str, Any]] = line_of
 ) -> None:
     handles = [Line2D([], [], label=_named(results, m), **style(results, m)) for m in results["methods"] if m in shown]
-    figure.legend(handles=handles, loc="outside right upper", handlelength=3.6)
+    legend = figure.legend(handles=handles, loc="outside right upper", handlelength=3.6)
+    figure.set_figheight(max(figure.get_figheight(), legend.get_window_extent().height / figure.dpi + 0.1))
 
 
 def _named(results: Results, method: str) -> str:

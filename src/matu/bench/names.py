@@ -24,7 +24,13 @@ def label(method: str) -> str:
         options = [word for word in options if word.partition("=")[0] not in codecs]
         for way, to in (("uplink", "up"), ("downlink", "down")):
             options.append(f"{codecs[way]}/{codecs[f'{way}_heads']} {to}")
-    return LABELS.get(name, name) + (f" ({', '.join(options)})" if options else "")
+    return LABELS.get(name, name) + (f" ({', '.join(map(_in_words, options))})" if options else "")
+
+
+def _in_words(option: str) -> str:
+    """`balanced=true` as "balanced", `unification=false` as "no unification"; any other as it is."""
+    key, _, value = option.partition("=")
+    return {"true": "", "false": "no "}[value] + key.replace("_", " ") if value in ("true", "false") else option
 
 
 def codecs_of(method: str) -> dict[str, str]:
