@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from matu.bench import read_comparison
-from matu.config import FederationConfig, MachineConfig, RunConfig, TasksConfig, read_config, read_table, write_config
+from matu.config import FederationConfig, MachineConfig, RunConfig, TasksConfig, read_config, write_config
 from matu.errors import ConfigError
+from matu.tables import read_table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

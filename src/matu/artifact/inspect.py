@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from matu.artifact.stored import CARD, NOTE, TENSORS, Artifact, artifact_folder
+from matu.artifact.note import NOTE
+from matu.artifact.stored import CARD, TENSORS, Artifact, artifact_folder
 from matu.vectors import similarity
 
 

@@ -11,8 +11,9 @@ import tomli_w
 
 from matu.bench.options import PLANNED
 from matu.bench.plan import Comparison, names_of
-from matu.config import RunConfig, WireConfig, config_of, config_table, read_table, values_of
+from matu.config import RunConfig, WireConfig, config_of, config_table
 from matu.errors import ConfigError
+from matu.tables import read_table, values_of
 
 
 def read_comparison(path: Path) -> Comparison:

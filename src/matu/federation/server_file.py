@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matu.config import RunConfig, config_of, from_table, read_table
+from matu.config import RunConfig, config_of
 from matu.errors import ConfigError
 from matu.federation.address import host_port
+from matu.tables import from_table, read_table
 from matu.wire import is_name
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matu.config import RunConfig, config_of, read_table
+from matu.config import RunConfig, config_of
 from matu.errors import ConfigError
 from matu.federation.address import host_port
 from matu.roots import Roots, find_roots
+from matu.tables import read_table
 from matu.tasks.sources import is_path
 from matu.wire import is_name
 
