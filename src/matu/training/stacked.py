@@ -90,8 +90,8 @@ def _step(trainer: Trainer, given: Sequence[_Batch]) -> None:
     images = np.concatenate([np.resize(one.images, (size, *one.images.shape[1:])) for one in given])
     adapters = torch.stack([one.fit.adapter for one in given])
     model = trainer.model
-    of = model.linearised_features if trainer.objective.linearised else model.stacked_features
-    features = of(torch.from_numpy(images), adapters).float().view(len(given), size, -1)
+    read = model.linearised_features if trainer.objective.linearised else model.stacked_features
+    features = read(torch.from_numpy(images), adapters).float().view(len(given), size, -1)
     losses = [one.fit.loss(of[: len(one.labels)], one.labels) for one, of in zip(given, features, strict=True)]
     for one in given:
         one.fit.optimiser.zero_grad()
