@@ -9,5 +9,13 @@ class ConfigError(MatuError, ValueError):
     """A setting, or a combination of settings, that cannot work."""
 
 
+class DivergedError(MatuError):
+    """Numbers left their range; the same computation would end so again."""
+
+
 class DataError(MatuError, ValueError):
     """A dataset, image, message or file that is missing, broken, or does not fit."""
+
+
+class RangeError(DataError, DivergedError):
+    """Numbers beyond what a message may carry."""

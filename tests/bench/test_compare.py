@@ -11,7 +11,10 @@ import matu.bench.runner as compare_module
 from matu.bench import Bench, Comparison, compare
 from matu.bench.runner import run_cell
 from matu.errors import ConfigError, DataError, MatuError
+from matu.federation.site import Site
 from matu.roots import Roots
+from matu.simulate import simulate
+from matu.training import Trainer
 from test_simulate import small
 
 
@@ -21,7 +24,7 @@ def roots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Roots:
 
 
 def tiny(vit: Path, **changes: Any) -> Comparison:
-    base = small(vit, rounds=2, evaluate_every=1, evaluate_images=5, **changes.pop("base_changes", {}))
+    base = small(vit, **{"rounds": 2, "evaluate_every": 1, "evaluate_images": 5} | changes.pop("base_changes", {}))
     fields = {"methods": ("individual", "fedavg", "matu"), "learning_rates": (1e-2,)} | changes
     return Comparison(base, **fields)
 
@@ -217,19 +220,39 @@ def test_a_cell_that_diverged_is_told_and_not_run_again(
 ) -> None:
     ran = []
 
-    def diverge(config: Any, folder: Path, *rest: Any, **more: Any) -> None:
+    def counting(config: Any, folder: Path, *rest: Any, **more: Any) -> dict[str, Any]:
         ran.append(folder)
-        raise MatuError("nobody answered in 3 rounds in a row")
+        return simulate(config, folder, *rest, **more)
 
-    monkeypatch.setattr("matu.bench.runner.simulate", diverge)
+    monkeypatch.setattr("matu.bench.runner.simulate", counting)
+    wild = {"methods": ("fedavg",), "base_changes": {"rounds": 6}}
     for _ in range(2):
-        with pytest.raises(MatuError, match=r"single, fedavg.*nobody answered"):
-            compare(tiny(tiny_vit, methods=("fedavg",)), bench(tmp_path / "out", roots))
+        with pytest.raises(MatuError, match=r"single, fedavg.*nobody answered.*diverged: "):
+            compare(tiny(tiny_vit, learning_rates=(1e30,), **wild), bench(tmp_path / "out", roots))
     assert len(ran) == 2, "one run a setting"
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [(c["setting"], c["method"]) for c in results["diverged"]] == [("single", "fedavg"), ("many", "fedavg")]
     with pytest.raises(MatuError, match="fedavg diverged at every rate"):
         compare(
-            tiny(tiny_vit, methods=("fedavg",), learning_rates=(1.0, 2.0)), bench(tmp_path / "other", roots)
+            tiny(tiny_vit, learning_rates=(1e30, 2e30), tune_rounds=6, **wild), bench(tmp_path / "other", roots)
         )  # fmt: skip
+
+
+def test_sites_that_fail_for_another_reason_are_no_divergence(
+    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a mistake in a method's own file: it would be mended, and the cell run again."""
+
+    def mistaken(self: Site, request: bytes, trainer: Trainer) -> bytes:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(Site, "answer", mistaken)
+    comparison = tiny(tiny_vit, methods=("fedavg",), only=("many",), base_changes={"rounds": 6})
+    with pytest.raises(MatuError, match=r"many, fedavg.*nobody answered.*site: operands"):
+        compare(comparison, bench(tmp_path / "out", roots))
+    assert json.loads((tmp_path / "out/results.json").read_text())["diverged"] == []
+    monkeypatch.undo()
+    assert len(compare(comparison, bench(tmp_path / "out", roots))["cells"]) == 1
 
 
 def test_a_tuning_run_that_fails_otherwise_stops_before_the_cells(

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from matu.config import FederationConfig, RunConfig, TrainingConfig
+from matu.errors import DivergedError
 from matu.methods.individual import individual
 from matu.methods.reference import budget_steps, training_facts
-from matu.training import TrainingError
 from world import tiny_task, tiny_trainer
 
 HOLDERS = {"left": 1, "right": 1}
@@ -91,7 +91,7 @@ def test_a_task_that_diverges_has_no_reference_and_the_others_do(
 
     def diverge(self, start, split, *rest, **more):
         if split is tasks["left"].train:
-            raise TrainingError("the loss is nan")
+            raise DivergedError("the loss is nan")
         return train(self, start, split, *rest, **more)
 
     monkeypatch.setattr(type(trainer), "train", diverge)

@@ -12,11 +12,12 @@ from PIL import Image
 
 from matu.cli import run_command
 from matu.config import FederationConfig, MachineConfig, RunConfig, TrainingConfig, read_config
+from matu.errors import DivergedError
 from matu.methods.individual import individual
 from matu.relate import Study, figures, relate
 from matu.relate.adapters import fine_tuned
 from matu.roots import Roots
-from matu.training import Trainer, TrainingError
+from matu.training import Trainer
 from world import tiny_task, tiny_trainer
 
 CONFIG = """
@@ -207,7 +208,7 @@ def test_a_training_that_diverges_is_told(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def diverge(*rest: Any, **more: Any) -> Any:
-        raise TrainingError("the loss is nan")
+        raise DivergedError("the loss is nan")
 
     monkeypatch.setattr(Trainer, "train", diverge)
     assert call() == 1

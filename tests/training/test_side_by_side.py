@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from matu.config import MachineConfig, ModelConfig, RunConfig, TasksConfig, TrainingConfig
-from matu.training import Clock, Objective, Trainer, TrainingError, Weights, build_trainer, room, side_by_side
+from matu.errors import DivergedError
+from matu.training import Clock, Objective, Trainer, Weights, build_trainer, room, side_by_side
 from matu.training.crew import Halt, HaltedError
 from world import SIZE, tiny_task
 
@@ -101,9 +102,9 @@ def test_an_error_in_one_ends_the_parts_of_others(tiny_vit: Path) -> None:
 
     def fails(_: Trainer) -> None:
         assert begun.wait(60)
-        raise TrainingError("no longer finite")
+        raise DivergedError("no longer finite")
 
-    with pytest.raises(TrainingError):
+    with pytest.raises(DivergedError):
         list(side_by_side(crew(tiny_vit), [fails, site, site], split=True))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("matu-train")]
 
@@ -147,11 +148,11 @@ def test_an_error_comes_in_its_turn_and_ends_the_others(tiny_vit: Path) -> None:
 
     def fails(_: Trainer) -> None:
         assert begun.wait(60)
-        raise TrainingError("no longer finite")
+        raise DivergedError("no longer finite")
 
     results = side_by_side(crew(tiny_vit), [lambda _: None, fails, endless, endless, endless])
     assert next(results) is None
-    with pytest.raises(TrainingError, match="no longer finite"):
+    with pytest.raises(DivergedError, match="no longer finite"):
         next(results)
     assert set(ends) == {HaltedError}, "none goes on, and its threads are gone"
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("matu-train")]

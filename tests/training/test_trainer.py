@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from matu.config import MachineConfig, ModelConfig, RunConfig, TasksConfig
-from matu.errors import ConfigError
-from matu.training import TrainingError, Weights, decide, machine, prepare_machine
+from matu.errors import ConfigError, DivergedError
+from matu.training import Weights, decide, machine, prepare_machine
 from matu.training.trainer import batches, logits
 from world import tiny_task, tiny_trainer
 
@@ -77,7 +77,7 @@ def test_a_start_is_not_changed_by_training_from_it(tiny_vit: Path) -> None:
 def test_divergence_is_an_error(tiny_vit: Path) -> None:
     trainer, task = tiny_trainer(tiny_vit, gradient_clip=0), tiny_task("left")
     broken = Weights(torch.full((trainer.model.dim,), float("nan")), torch.zeros(3, 17))
-    with pytest.raises(TrainingError, match="learning_rate"):
+    with pytest.raises(DivergedError, match="learning_rate"):
         trainer.train(broken, task.train, np.arange(60), np.random.default_rng(0), steps=1)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from matu.errors import DataError
+from matu.errors import DataError, RangeError
 from matu.wire import NAMES, Codecs, Envelope, Header, Kind, Numbers, Part, arrived, encode
 from matu.wire.header import MAX_TASKS
 
@@ -184,14 +184,25 @@ def with_tensor(name: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tens
         (with_tensor("vector", lambda t: t[:-1]), r"'vector' is torch.float32 \[8\], expected torch.float32 \[9\]"),
         (with_tensor("vector", lambda t: t.double()), "float64"),
         (with_tensor("masks", lambda t: t.float()), "'masks' is"),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_parts_are_not_sent(tensors: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(DataError, match=said) as refused:
+        encode(HEADER, PARTS, tensors, EXACT)
+    assert not isinstance(refused.value, RangeError)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
         (with_tensor("head/1", lambda t: t / 0), "not finite"),
         (with_tensor("rescalers", lambda t: -t), "'rescalers' goes from"),
         (with_tensor("rescalers", lambda t: t + 2**21), "expected 0 to 1.04858e\\+06"),
         (with_tensor("vector", lambda t: t + 2.0**41), "'vector' goes from"),
     ],
 )
-def test_tensors_that_are_not_those_of_the_parts_are_not_sent(tensors: dict[str, Tensor], said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_numbers_out_of_range_are_not_sent(tensors: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(RangeError, match=said):
         encode(HEADER, PARTS, tensors, EXACT)
 
 

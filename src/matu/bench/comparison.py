@@ -13,10 +13,10 @@ import torch
 from matu.bench.options import parse_spec, shown
 from matu.bench.plan import Cell, Comparison
 from matu.bench.report import latex, markdown
-from matu.bench.runner import DIVERGED, Bench, DivergedError, run_cells
+from matu.bench.runner import DIVERGED, Bench, run_cells
 from matu.bench.saved import comparison_of, differences, load_saved, write_comparison
 from matu.bench.summary import summarise
-from matu.errors import ConfigError, MatuError
+from matu.errors import ConfigError, DivergedError, MatuError
 from matu.files import only_one, write_atomic
 from matu.methods import Problem, Reference, find_method, method_source
 from matu.roots import Roots, read_tasks

@@ -17,8 +17,8 @@ from threading import Thread
 
 from matu.bench.plan import Cell
 from matu.config import MachineConfig, RunConfig, read_config
-from matu.errors import ConfigError, DataError, MatuError
-from matu.files import DiskFullError, write_atomic
+from matu.errors import DivergedError, MatuError
+from matu.files import write_atomic
 from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import simulate
@@ -28,7 +28,7 @@ from matu.training.machine import cores
 LOOK_EVERY_S = 60.0
 """Seconds between lines that tell how far the running cells are."""
 DIVERGED = "diverged.txt"
-"""In the folder of a cell that ended without a result for a reason that would repeat: numbers out of range."""
+"""In the folder of a cell that ended without a result for a reason that repeats: numbers out of range."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,6 @@ def run_cells(
             bench.tell(f"{number}/{len(missing)} {cell}: failed: {error}")
             failures[cell] = error
     return failures
-
-
-class DivergedError(MatuError):
-    """A cell ended without a result because its numbers left their range; it would again."""
 
 
 def _outcome(folder: Path) -> str:
@@ -170,12 +166,12 @@ def run_cell(config: RunConfig, folder: Path, roots: Roots, jobs: int = 1) -> No
     """
     try:
         _run_or_resume(config, folder, roots, jobs)
-    except (ConfigError, DataError, DiskFullError):
-        raise
-    except MatuError as error:
+    except DivergedError as error:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / DIVERGED, f"{error}\n".encode())
-        raise DivergedError(str(error)) from error
+        raise
+    except MatuError:
+        raise
     except Exception as error:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "traceback.txt", traceback.format_exc().encode())

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from matu.config import DefenceConfig, WireConfig, drawn
-from matu.errors import DataError, MatuError
+from matu.errors import DataError, DivergedError, MatuError
 from matu.federation.checkpoint import Progress, Totals, count_bytes
 from matu.federation.defence import Guard
 from matu.federation.transport import Failure, Questions, Transport
@@ -98,8 +98,10 @@ def run_rounds(
 
     Raises
     ------
+    DivergedError
+        If the numbers leave their range, here or at all sites asked in the last of several silent rounds.
     MatuError
-        If nobody answers in several rounds in a row, or the numbers leave their range.
+        If nobody answers in several rounds in a row for other reasons.
     """
     mark = time.perf_counter()
     for number in range(progress.round + 1, federation.rounds + 1):
@@ -111,7 +113,7 @@ def run_rounds(
         except MatuError:  # of settings or data, whatever the numbers
             raise
         except ValueError as error:  # of the mathematics: a result beyond the range of its type
-            raise MatuError(f"round {number}: {error}; what was saved before it is whole") from error
+            raise DivergedError(f"round {number}: {error}; what was saved before it is whole") from error
         now = time.perf_counter()
         progress.totals.evaluation_s += now - began
         progress.totals.total_s += now - mark
@@ -122,8 +124,11 @@ def run_rounds(
         record(line)  # after which clients may be others
         save(progress)
         if silent >= SILENT_ROUNDS and len(asked) >= enough:
-            why = _by_reason(line["failures"])
-            raise MatuError(f"nobody answered in {silent} rounds in a row; the last reasons: {why}")
+            failures: Mapping[str, str] = line["failures"]
+            said = f"nobody answered in {silent} rounds in a row; the last reasons: {_by_reason(failures)}"
+            if failures and all(reason.startswith("diverged:") for reason in failures.values()):
+                raise DivergedError(said)
+            raise MatuError(said)
     return progress
 
 

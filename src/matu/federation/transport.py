@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from matu.errors import MatuError
+from matu.errors import DivergedError, MatuError
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Failure:
     Attributes
     ----------
     code
-        "site": it raised an error; "gone": it is not there; "killed": its process ended; "late": it took too long;
-        "message": its answer cannot be read; "flower": any other of Flower's errors.
+        "site": it raised an error; "diverged": its numbers left their range; "gone": it is not there; "killed": its
+        process ended; "late": it took too long; "message": its answer cannot be read; "flower": any other of Flower's
+        errors.
     reason
         For people.
     """
@@ -88,5 +89,7 @@ def reply_of(site: Callable[[bytes], bytes], payload: bytes) -> bytes | Failure:
     """What a site in this process answers, or why not: its data or its numbers; anything else is a bug, and stops."""
     try:
         return site(payload)
+    except DivergedError as error:
+        return Failure("diverged", str(error))
     except (MatuError, ValueError) as error:
         return Failure("site", str(error))

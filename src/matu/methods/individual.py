@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from matu.config import RunConfig
+from matu.errors import DivergedError
 from matu.methods.reference import Reference, budget_steps, remembered, training_facts
 from matu.seeds import stream
 from matu.tasks import Task
-from matu.training import Trainer, TrainingError, Weights, side_by_side
+from matu.training import Trainer, Weights, side_by_side
 from matu.training.trainer import Fit, batches
 
 PATIENCE = 3
@@ -75,7 +76,7 @@ class Individual(Reference):
         found = individual(trainer, tasks, self.config, holders=holders, cache=cache, tell=tell)
         accuracy = {name: one.accuracy for name, one in found.items() if one}
         if len(accuracy) < len(tasks):
-            raise TrainingError(f"individual: no finite result for {', '.join(sorted(set(tasks) - set(accuracy)))}")
+            raise DivergedError(f"individual: no finite result for {', '.join(sorted(set(tasks) - set(accuracy)))}")
         return {site: {task: accuracy[task] for task in share} for site, share in shares.items()}
 
 
@@ -111,7 +112,7 @@ def individual(
     model, how = training_facts(trainer, config)
     beside = min(len(trainer.crew.models), len(tasks)) if trainer.crew else 1
 
-    def work() -> Iterator[Callable[[Trainer], Alone | TrainingError]]:
+    def work() -> Iterator[Callable[[Trainer], Alone | DivergedError]]:
         for number, (name, task) in enumerate(tasks.items(), 1):
             tell(f"individual reference: {name} ({number}/{len(tasks)})")
             steps = budget_steps(config, len(task.train.labels), holders[name])
@@ -120,7 +121,7 @@ def individual(
 
     found: dict[str, Alone | None] = {}
     for name, one in zip(tasks, side_by_side(trainer, work()), strict=True):
-        if isinstance(one, TrainingError):
+        if isinstance(one, DivergedError):
             tell(f"individual reference: {name} has none: {one}")
         found[name] = one if isinstance(one, Alone) else None
     return found
@@ -128,12 +129,12 @@ def individual(
 
 def _known_or_trained(
     task: Task, steps: int, seed: int, beside: int, cache: Path, facts: tuple[Any, ...], trainer: Trainer
-) -> Alone | TrainingError:
+) -> Alone | DivergedError:
     """Each training is remembered by itself: that to a plateau is the same whatever the federation spends."""
     try:
         budget = remembered(cache, (*facts, "budget", steps), lambda: _on_budget(trainer, task, seed, steps))
         plateau = remembered(cache, (*facts, "plateau"), lambda: _on_plateau(trainer, task, seed))
-    except TrainingError as error:
+    except DivergedError as error:
         return error
     seconds = round((budget["seconds"] + plateau["seconds"]) / beside, 2)
     return Alone(budget["accuracy"], budget["epochs"], plateau["accuracy"], plateau["epochs"], seconds)

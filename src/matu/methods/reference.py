@@ -74,7 +74,7 @@ class Reference(ABC):
 
         Raises
         ------
-        TrainingError
+        DivergedError
             If training left the finite numbers.
         """
 

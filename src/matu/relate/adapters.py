@@ -61,7 +61,7 @@ def fine_tuned(trainer: Trainer, task: Task, config: RunConfig, steps: int, cach
 
     Raises
     ------
-    TrainingError
+    DivergedError
         If training left the finite numbers.
     """
     model, how = training_facts(trainer, config)

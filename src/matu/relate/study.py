@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from matu.config import RunConfig
-from matu.errors import ConfigError
+from matu.errors import ConfigError, DivergedError
 from matu.files import write_atomic
 from matu.relate import clusters
 from matu.relate.adapters import FineTuned, fine_tuned
@@ -29,7 +29,7 @@ from matu.roots import Roots, read_tasks
 from matu.seeds import stream
 from matu.tasks import Task, resolve
 from matu.tasks.loading import stratified
-from matu.training import Trainer, TrainingError, build_trainer, decide, prepare_machine, room, side_by_side
+from matu.training import Trainer, build_trainer, decide, prepare_machine, room, side_by_side
 from matu.vectors import similarity
 from matu.words import counted
 
@@ -97,7 +97,7 @@ def relate(config: RunConfig, study: Study, out: Path, roots: Roots, tell: Tell)
     ------
     ConfigError, DataError
         Before any work, for whatever cannot work.
-    TrainingError
+    DivergedError
         If training left the finite numbers.
     """
     config.check()
@@ -164,8 +164,8 @@ def _adapters(
     def tuned(task: Task, lent: Trainer) -> FineTuned:
         try:
             return fine_tuned(lent, task, config, study.steps, cache)
-        except TrainingError as error:
-            raise TrainingError(f"{task.name}: {error}") from error
+        except DivergedError as error:
+            raise DivergedError(f"{task.name}: {error}") from error
 
     adapters = []
     found = side_by_side(trainer, [partial(tuned, task) for task in tasks])

@@ -49,7 +49,7 @@ def train_together(
 
     Raises
     ------
-    TrainingError
+    DivergedError
         If a loss is not finite.
     """
     at_a_time = max(1, trainer.together)

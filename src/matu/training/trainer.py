@@ -12,14 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from matu.config import TrainingConfig
-from matu.errors import MatuError
+from matu.errors import DivergedError
 from matu.models import AdaptedModel
 from matu.tasks import Split
 from matu.training.crew import Clock, Crew, Halt
-
-
-class TrainingError(MatuError):
-    """Training left the finite numbers."""
 
 
 class Weights(NamedTuple):
@@ -125,7 +121,7 @@ class Trainer:
 
         Raises
         ------
-        TrainingError
+        DivergedError
             If the loss is not finite.
         """
         fit = Fit(self, weights, split.labels[indices])
@@ -274,11 +270,11 @@ class Fit:
         return float(self._losses) / max(self._steps, 1)
 
     def weights(self) -> Weights:
-        """What is trained so far, on the CPU; TrainingError if it left the finite numbers."""
+        """What is trained so far, on the CPU; DivergedError if it left the finite numbers."""
         vector = (self.adapter.detach() - self.model.start).cpu()
         trained = Weights(vector, self.head.detach().cpu().clone())
         if not all(bool(torch.isfinite(part).all()) for part in (*trained, self._losses)):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss is {self.mean_loss()} a step after {self._steps} steps, and adapter or head are no longer "
                 "finite; a smaller learning_rate may be right"
             )

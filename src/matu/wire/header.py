@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from matu.errors import DataError
+from matu.errors import DataError, RangeError
 from matu.wire.streams import Reader
 
 MAGIC = b"MATU"
@@ -71,6 +71,11 @@ class Header:
         for holds, said in self._rules():
             if not holds:
                 raise DataError(f"message header: {said}")
+        if not all(abs(value) <= MAX_METRIC for value in self.metrics.values()):
+            raise RangeError(
+                f"message header: metrics {dict(self.metrics)}, expected finite numbers up to {MAX_METRIC:.4g} in "
+                "magnitude"
+            )
 
     def _rules(self) -> list[tuple[bool, str]]:
         names = (self.method, self.site, *self.tasks, *self.class_lists, *self.metrics)
@@ -88,10 +93,6 @@ class Header:
             (len(self.samples) in (0, count), f"{len(self.samples)} sample counts for {count} tasks"),
             (all(0 < n <= MAX_SAMPLES for n in self.samples), f"samples {self.samples[:3]}, not 1 to {MAX_SAMPLES}"),
             (len(self.metrics) <= MAX_METRICS, f"{len(self.metrics)} metrics, expected at most {MAX_METRICS}"),
-            (
-                all(abs(value) <= MAX_METRIC for value in self.metrics.values()),
-                f"metrics {dict(self.metrics)}, expected finite numbers up to {MAX_METRIC:.4g} in magnitude",
-            ),
         ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matu.errors import DataError
+from matu.errors import DataError, RangeError
 from matu.wire.header import Header, read_header, write_header
 from matu.wire.masks import Form, Held, read_masks, write_masks
 from matu.wire.numbers import EXACT, Code, Numbers, read_numbers, write_numbers
@@ -73,8 +73,10 @@ def encode(
 
     Raises
     ------
+    RangeError
+        For numbers that are not finite, or beyond what a message may carry.
     DataError
-        For tensors that are not those of the parts, or not finite.
+        For tensors that are not those of the parts.
     """
     chunks = _chunks(parts, tensors, codecs, held or {}, draw, header.kind)
     body: list[bytes | memoryview] = [write_header(header), _COUNT.pack(len(parts))]
@@ -217,7 +219,7 @@ def _checked(parts: Sequence[Part], tensors: Mapping[str, Tensor], kind: str) ->
         if found.dtype != wanted or tuple(found.shape) != part.shape:
             raise DataError(f"'{part.name}' is {found.dtype} {list(found.shape)}, expected {wanted} {list(part.shape)}")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
-            raise DataError(f"'{part.name}' has entries that are not finite")
+            raise RangeError(f"'{part.name}' has entries that are not finite")
         values[part.name] = found.detach().cpu().contiguous().numpy()
     _check_ranges(parts, values, kind)
     return values
@@ -230,14 +232,14 @@ def _check_ranges(parts: Sequence[Part], values: Mapping[str, np.ndarray], kind:
         if part.kind == Kind.RESCALERS:
             low, high = float(values[part.name].min()), float(values[part.name].max())
             if low < 0 or high > MAX_RESCALER:
-                raise DataError(f"'{part.name}' goes from {low:.6g} to {high:.6g}, expected 0 to {MAX_RESCALER:.6g}")
+                raise RangeError(f"'{part.name}' goes from {low:.6g} to {high:.6g}, expected 0 to {MAX_RESCALER:.6g}")
             times = max(high, 1.0) if kind == "update" else 1.0
     for part in parts:
         if part.kind in (Kind.VECTOR, Kind.HEAD) and part.size:
             low, high = float(values[part.name].min()), float(values[part.name].max())
             if times * max(-low, high) > MAX_NUMBER[kind]:
                 rescaled = f", times rescalers up to {times:.6g}," if times > 1 else ""
-                raise DataError(
+                raise RangeError(
                     f"'{part.name}' goes from {low:.6g} to {high:.6g}{rescaled} expected at most {MAX_NUMBER[kind]:.6g}"
                 )
 
