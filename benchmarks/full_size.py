@@ -74,17 +74,24 @@ class MadeUp:
         return self.pool[chosen % len(self.pool)]
 
 
+def made_up(count: int, classes: int, pool: np.ndarray) -> Split:
+    """So many images, classes in turn."""
+    images: Any = MadeUp(count, pool)  # as an array is read
+    return Split(images, np.arange(count, dtype=np.int64) % classes)
+
+
 def made_up_tasks(size: int, share: int) -> dict[str, Task]:
     """The eight datasets' names, classes and sizes, the sizes over `share`."""
     pool = np.random.default_rng(0).integers(0, 256, (POOL, size, size, 3), dtype=np.uint8)
     found = {}
     for name in EIGHT:
-        about, splits = PAPER[name], []
+        about = PAPER[name]
         classes = about.classes or 0
-        for stated in (about.train or 0, about.test or 0):
-            n = stated if share == 1 else max(stated // share, 300)
-            splits.append(Split(MadeUp(n, pool), np.arange(n, dtype=np.int64) % classes))
-        found[name] = Task(name, tuple(f"class {i}" for i in range(classes)), *splits, "made up", "0" * 64)
+        train, test = (
+            made_up(stated if share == 1 else max(stated // share, 300), classes, pool)
+            for stated in (about.train or 0, about.test or 0)
+        )
+        found[name] = Task(name, tuple(f"class {i}" for i in range(classes)), train, test, "made up", "0" * 64)
     return found
 
 
@@ -92,7 +99,7 @@ def prepare(asked: argparse.Namespace) -> Run:
     """Table 2's run on made-up tasks."""
     backbone, size, share = ("vit-toy", 16, 100) if asked.tiny else ("vit-b32", 224, 1)
     config = read_config(TABLE_2)
-    precision = asked.precision or ("bfloat16" if asked.device.startswith("cuda") else "float32")
+    precision: Any = asked.precision or ("bfloat16" if asked.device.startswith("cuda") else "float32")
     config = dataclasses.replace(
         config, machine=MachineConfig(device=asked.device, precision=precision, threads=asked.threads),
         federation=dataclasses.replace(config.federation, rounds=asked.rounds),
@@ -122,7 +129,8 @@ def burst(run: Run, steps: int) -> Weights:
 
 def flop_an_image(run: Run) -> float:
     """Of a training step's matrix products, as PEFT's own form has them: frozen weights have no gradients."""
-    model, module = run.trainer.model, run.trainer.model.backbone.module
+    model = run.trainer.model
+    module: Any = model.backbone.module
     attention = module.config._attn_implementation
     module.set_attn_implementation("eager")  # whose products the counter knows on every device
     model.compute_together(False)
@@ -135,7 +143,8 @@ def flop_an_image(run: Run) -> float:
 
 def compiled(run: Run, mode: str) -> str:
     """Give the backbone to torch.compile and try it; what came of it, in words."""
-    model, module = run.trainer.model, run.trainer.model.backbone.module
+    model = run.trainer.model
+    module: Any = model.backbone.module
     plain = module.forward
     model.compute_together(False)  # PEFT's own layers are what the compiler can see through
     module.forward = torch.compile(plain, mode=mode)

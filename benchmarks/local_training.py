@@ -119,8 +119,9 @@ def ours(trainer: Trainer, task: Task, order: list[np.ndarray]) -> Run:
 def plain(trainer: Trainer, config: RunConfig, task: Task, order: list[np.ndarray]) -> Run:
     """The rivals' loop, from the same draw of the adapter."""
     backbone = trainer.model.backbone
+    stated: Any = backbone.module.config
     world = {
-        "backbone": backbone.module.config._name_or_path, "classes": {task.name: len(task.classes)},
+        "backbone": stated._name_or_path, "classes": {task.name: len(task.classes)},
         "mean": backbone.mean, "std": backbone.std, "rank": config.model.rank, "alpha": config.model.alpha,
     }  # fmt: skip
     folder = Path(tempfile.mkdtemp())

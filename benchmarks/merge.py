@@ -65,7 +65,7 @@ for kind in kinds.split(","):
 def shapes(rank: int) -> dict[str, tuple[int, ...]]:
     """Of the adapter of a ViT-B/32, by the names that PEFT gives them."""
     modules = [f"layers.{i}.attention.{p}_proj" for i in range(LAYERS) for p in "qkv"]
-    a = {f"base_model.model.{module}.lora_A.weight": (rank, WIDTH) for module in modules}
+    a: dict[str, tuple[int, ...]] = {f"base_model.model.{module}.lora_A.weight": (rank, WIDTH) for module in modules}
     return a | {f"base_model.model.{module}.lora_B.weight": (WIDTH, rank) for module in modules}
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from matu.federation.evaluation import Evaluator
 from matu.methods import State
@@ -84,7 +85,7 @@ class Run:
     def trained(self, kept: Path) -> dict[str, dict[str, Weights]]:
         """Where every client's training of the next round ends; remembered in a file."""
         if not kept.is_file():
-            ends = {}
+            ends: dict[str, Tensor] = {}
             for site, tasks in self.clients.items():
                 starts = self.method.weights(tasks, self.method.downlink(self.state, site, tasks), {})
                 for task in tasks:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import ViTConfig, ViTModel
 
 from matu.models import Backbone
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "vit-toy": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
                 "patch_size": 8},
     "vit-tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768,
@@ -28,5 +30,8 @@ def random_vit(name: str, image_size: int, attention: str = "eager") -> ViTModel
 
 def as_backbone(module: ViTModel, name: str) -> Backbone:
     """It as the backbone of a run: half and half are the ImageNet-21k checkpoints' mean and spread."""
-    half, size = (0.5, 0.5, 0.5), module.config.image_size
-    return Backbone(module, f"{name}, random", "0" * 64, size, module.config.hidden_size, half, half, class_token=True)
+    config: Any = module.config
+    half = (0.5, 0.5, 0.5)
+    return Backbone(
+        module, f"{name}, random", "0" * 64, config.image_size, config.hidden_size, half, half, class_token=True
+    )

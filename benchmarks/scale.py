@@ -25,16 +25,16 @@ import tomli_w
 from matu.tasks.demo import more_tasks
 from watch import machine, watch
 
-LARGE = {
+Curves = dict[str, tuple[dict[str, int], tuple[int, ...]]]
+LARGE: Curves = {
     "clients": ({"tasks": 100, "sampled": 20}, (40, 100, 300, 1000)),
     "tasks": ({"clients": 100, "sampled": 20}, (8, 25, 50, 100)),  # fewer, or they would have less than four images
     "sampled": ({"clients": 1000, "tasks": 100}, (5, 10, 20, 40)),
 }  # fmt: skip
-SMALL = {
+SMALL: Curves = {
     "clients": ({"tasks": 8, "sampled": 4}, (8, 16)), "tasks": ({"clients": 16, "sampled": 4}, (4, 8)),
     "sampled": ({"clients": 16, "tasks": 8}, (2, 4)),
 }  # fmt: skip
-Curves = dict[str, tuple[dict[str, int], tuple[int, ...]]]
 HELD = 3
 LABELS = {"clients": "clients", "tasks": "tasks", "sampled": "clients sampled a round"}
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--method", default="matu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    curves: Curves = SMALL if args.small else LARGE
+    curves = SMALL if args.small else LARGE
     where = machine()
     found: dict[str, list[dict[str, Any]]] = {}
     known: dict[tuple[int, ...], dict[str, Any]] = {}

@@ -88,7 +88,7 @@ def lora() -> LoraConfig:
 def fill(rival: PeftModel, model: AdaptedModel, unified: Unified, row: int, task: str) -> None:
     """Give PEFT's adapter of a task the numbers that ours stands for."""
     values = model.layout.unflatten(model.start + unified.modulate(row))
-    parameters = dict(rival.base_model.model.named_parameters())
+    parameters = dict(rival.get_submodule("base_model.model").named_parameters())
     for name, value in values.items():
         parameters[name.replace(".default.", f".{task}.")].data.copy_(value)
 
@@ -155,6 +155,18 @@ def pass_a_task(served: ManyTaskModel | Rival, images: Tensor, tasks: Sequence[s
         served.predict(images[[i for i, asked in enumerate(tasks) if asked == task]], task)
 
 
+def of_a_batch(
+    ours: ManyTaskModel, rival: Rival, plain: ViTModel, images: Tensor, tasks: Sequence[str], repeats: int
+) -> list[float]:
+    """Seconds of a mixed pass: ours, the rival's, the plain backbone's; of a pass a task: ours, the rival's."""
+    pixels = images.permute(0, 3, 1, 2).float()
+    return in_turns(
+        [lambda _: ours.predict_mixed(images, tasks), lambda _: rival.predict_mixed(images, tasks),
+         lambda _: forward(plain, pixels), lambda _: pass_a_task(ours, images, tasks),
+         lambda _: pass_a_task(rival, images, tasks)], repeats,
+    )  # fmt: skip
+
+
 def rows_of(folder: Path, backbone: str, size: int, tasks: list[str], batch: int, repeats: int) -> list[Row]:
     write(folder, backbone, size, tasks)
     ours = load_ours(folder, random_vit(backbone, size), backbone, tasks)
@@ -165,11 +177,13 @@ def rows_of(folder: Path, backbone: str, size: int, tasks: list[str], batch: int
     d = ours.model.dim
     found: list[Row] = []
 
-    def row(what: str, unit: str, ours: float, rival: float, floor: float | None = None) -> None:
+    def row(what: str, unit: str, measured: Sequence[float]) -> None:
+        """Ours, the rival's and, where there is one, the floor's."""
+        ours, rival, *floor = measured
         less_is_better = unit != "images/s"
         ratio = rival / ours if less_is_better else ours / rival
         found.append({"backbone": backbone, "what": what, "unit": unit, "ours": ours, "rival": rival,
-                      "ratio": ratio, "floor": floor})  # fmt: skip
+                      "ratio": ratio, "floor": floor[0] if floor else None})  # fmt: skip
 
     difference = require_equal(ours, rival, images, [tasks[i % len(tasks)] for i in range(batch)])
     start, vector, into = ours.model.start, torch.randn(d), torch.empty(d)
@@ -177,29 +191,24 @@ def rows_of(folder: Path, backbone: str, size: int, tasks: list[str], batch: int
         [lambda i: ours.switch(tasks[i % len(tasks)]), lambda i: rival.model.set_adapter(tasks[i % len(tasks)]),
          lambda i: torch.add(start, vector, out=into)], 10 * repeats,
     )  # fmt: skip
-    row("switch", "ms", *(1e3 * s for s in seconds))
+    row("switch", "ms", [1e3 * s for s in seconds])
     seconds = in_turns(
         [lambda i: ours.predict(images[:1], tasks[i % len(tasks)]),
          lambda i: rival.predict(images[:1], tasks[i % len(tasks)]),
          lambda i: forward(plain, pixels[:1])], 2 * repeats,
     )  # fmt: skip
-    row("switch to the first image's logits", "ms", *(1e3 * s for s in seconds))
+    row("switch to the first image's logits", "ms", [1e3 * s for s in seconds])
     for count in (8, len(tasks)):
         asked = [tasks[i % count] for i in range(batch)]
-        seconds = in_turns(
-            [lambda _, asked=asked: ours.predict_mixed(images, asked),
-             lambda _, asked=asked: rival.predict_mixed(images, asked), lambda _: forward(plain, pixels),
-             lambda _, asked=asked: pass_a_task(ours, images, asked),
-             lambda _, asked=asked: pass_a_task(rival, images, asked)], repeats,
-        )  # fmt: skip
+        seconds = of_a_batch(ours, rival, plain, images, asked, repeats)
         rates = [batch / s for s in seconds]
-        row(f"{batch} images of {len(set(asked))} tasks, one mixed pass", "images/s", *rates[:3])
-        row(f"{batch} images of {len(set(asked))} tasks, a pass a task", "images/s", *rates[3:], rates[2])
+        row(f"{batch} images of {len(set(asked))} tasks, one mixed pass", "images/s", rates[:3])
+        row(f"{batch} images of {len(set(asked))} tasks, a pass a task", "images/s", [*rates[3:], rates[2]])
     artifact, adapters = [folder / "unified.safetensors"], [*(folder / "peft").rglob("*.safetensors")]
     on_disk = [sum(file.stat().st_size for file in files) / 1e6 for files in (artifact, adapters)]
     memory = [grown(folder, form, backbone, size, len(tasks)) for form in ("ours", "rival")]
-    row("memory of all tasks", "MB", *memory, on_disk[0])
-    row("disk of all tasks", "MB", *on_disk)
+    row("memory of all tasks", "MB", [*memory, on_disk[0]])
+    row("disk of all tasks", "MB", on_disk)
     found[0]["largest_difference_of_logits"] = difference
     found[0]["parameters"] = d
     return found

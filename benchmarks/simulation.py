@@ -22,6 +22,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from watch import Watched, machine, watch
 HERE = Path(__file__).parent
 THREADS = 2
 RIVALS = HERE / "rivals"
-PROGRAMS = {
+PROGRAMS: dict[str, str | Sequence[str]] = {
     "matu run, fedavg": "fedavg", "matu run, fedavg, one core": "fedavg --jobs 1 --threads 1", "matu run, matu": "matu",
     "flower on ray, float32": ["flower_ray.py"], "flower on ray, bf16 autocast": ["flower_ray.py", "--bf16"],
     "pfl-research, float32": ["pfl_in_process.py"], "pfl-research, bf16 autocast": ["pfl_in_process.py", "--bf16"],
@@ -72,8 +73,9 @@ def leave_world(config: RunConfig, world: Path) -> dict[str, Any]:
             np.save(world / f"{name}-{split}-images.npy", getattr(task, split).images)
             np.save(world / f"{name}-{split}-labels.npy", getattr(task, split).labels)
     shares = deal(tasks, config.federation, config.machine.seed)
+    stated: Any = backbone.module.config
     return {
-        "backbone": backbone.module.config._name_or_path, "mean": backbone.mean, "std": backbone.std,
+        "backbone": stated._name_or_path, "mean": backbone.mean, "std": backbone.std,
         "rank": config.model.rank, "alpha": config.model.alpha, "learning_rate": config.training.learning_rate,
         "batch_size": config.training.batch_size, "epochs": config.training.local_epochs,
         "gradient_clip": config.training.gradient_clip,
@@ -93,7 +95,7 @@ def ours(config: RunConfig, program: str, folder: Path) -> tuple[Watched, dict[s
     return watched, {"accuracy": {task: found["delivered"] for task, found in result["accuracy"].items()}}
 
 
-def rival(words: list[str], world: Path, rounds: int, folder: Path) -> tuple[Watched, dict[str, Any]]:
+def rival(words: Sequence[str], world: Path, rounds: int, folder: Path) -> tuple[Watched, dict[str, Any]]:
     script, *more = words
     command = [sys.executable, str(RIVALS / script), str(world), "--rounds", str(rounds), "--threads", str(THREADS)]
     lines = folder / "rounds.jsonl"
@@ -104,7 +106,7 @@ def rival(words: list[str], world: Path, rounds: int, folder: Path) -> tuple[Wat
 def surroundings() -> dict[str, str]:
     """No telemetry, no network; and every program's own choice of threads."""
     kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    path = os.pathsep.join(filter(None, (str(RIVALS), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(HERE), os.environ.get("PYTHONPATH"))))
     return kept | ENVIRONMENT | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 

@@ -1,6 +1,6 @@
 """FedAvg with PEFT over Flower's simulation on Ray, written as Flower's own examples are.
 
-python benchmarks/rivals/flower_ray.py WORLD --rounds N [--bf16]
+PYTHONPATH=benchmarks python benchmarks/rivals/flower_ray.py WORLD --rounds N [--bf16]
 
 Two things are not an example's: which client a node plays comes with its message, so that all programs train the same
 clients in the same rounds; and a client has several tasks, each with a head of its own, which is averaged over those
@@ -13,6 +13,7 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -20,7 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from plain_peft import Images, accuracy, get_model, read_world, train
+
+from rivals.plain_peft import Images, accuracy, get_model, read_world, train
 
 
 def key_of(task: str, name: str) -> str:
@@ -44,7 +46,7 @@ def client_app(folder: Path, bf16: bool) -> ClientApp:
         content = RecordDict({"examples": MetricRecord({task: len(indices) for task, indices in shares.items()})})
         for task, indices in shares.items():
             model = get_model(world, task)
-            set_peft_model_state_dict(model, of_task(task, message.content["arrays"]))
+            set_peft_model_state_dict(model, of_task(task, message.content.array_records["arrays"]))
             train(model, Images(folder, world, task, "train", indices), world, bf16=bf16)
             content[task] = ArrayRecord(get_peft_model_state_dict(model))
         return Message(content, reply_to=message)
@@ -71,7 +73,9 @@ class PerTaskHeads(FedAvg):
         return messages
 
     def aggregate_train(self, server_round: int, replies) -> tuple[ArrayRecord, MetricRecord]:
-        sums, weights, images = {}, Counter(), 0
+        sums: dict[str, Any] = {}
+        weights: Counter[str] = Counter()
+        images = 0
         for reply in replies:
             if reply.has_error():
                 raise RuntimeError(reply.error.reason)
@@ -92,7 +96,7 @@ def server_app(folder: Path, rounds: int, bf16: bool) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        start = {}
+        start: dict[str, Any] = {}
         for task in world["classes"]:
             state = get_peft_model_state_dict(get_model(world, task))
             start |= {key_of(task, name): value for name, value in state.items()}
@@ -100,7 +104,7 @@ def server_app(folder: Path, rounds: int, bf16: bool) -> ServerApp:
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if server_round < rounds:
                 return None
-            found = {}
+            found: dict[str, Any] = {}
             for task in world["classes"]:
                 model = get_model(world, task)
                 set_peft_model_state_dict(model, of_task(task, arrays))

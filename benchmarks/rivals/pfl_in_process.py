@@ -1,6 +1,6 @@
 """FedAvg with PEFT in pfl-research's in-process loop (pip install pfl), written as its own benchmarks are.
 
-python benchmarks/rivals/pfl_in_process.py WORLD --rounds N [--bf16]
+PYTHONPATH=benchmarks python benchmarks/rivals/pfl_in_process.py WORLD --rounds N [--bf16]
 
 A user of pfl is a (client, task), so a round's cohort are those of its clients, and heads are averaged over those who
 have the task. Users are not evaluated, as in the other programs. Leaves rounds.jsonl and result.json in the working
@@ -26,10 +26,11 @@ from pfl.data.pytorch import PyTorchDataDataset
 from pfl.hyperparam.base import HyperParam, NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from plain_peft import Images, accuracy, get_model, logits, read_world
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import ImageClassifierOutput
+
+from rivals.plain_peft import Images, accuracy, get_model, logits, read_world
 
 
 class ManyHeads(nn.Module):
@@ -37,7 +38,7 @@ class ManyHeads(nn.Module):
 
     def __init__(self, world: dict[str, Any]) -> None:
         super().__init__()
-        models = {task: get_model(world, task) for task in world["classes"]}
+        models: dict[str, Any] = {task: get_model(world, task) for task in world["classes"]}
         heads = {task: model.base_model.model.classifier.modules_to_save["default"] for task, model in models.items()}
         self.heads, self.vit, self.task = nn.ModuleDict(heads), next(iter(models.values())), ""
         self.vit.base_model.model.classifier = nn.Identity()

@@ -47,7 +47,8 @@ def get_model(world: dict[str, Any], task: str) -> torch.nn.Module:
     vit = ViTForImageClassification.from_pretrained(
         world["backbone"], num_labels=world["classes"][task], ignore_mismatched_sizes=True
     )
-    torch.nn.init.zeros_(vit.classifier.weight)  # as ours starts; a random one takes many rounds of few steps to forget
+    # A head starts as ours does; a random one takes many rounds of few steps to forget.
+    torch.nn.init.zeros_(vit.get_parameter("classifier.weight"))
     lora = LoraConfig(
         r=world["rank"], lora_alpha=world["alpha"], target_modules=["q_proj", "k_proj", "v_proj"],
         modules_to_save=["classifier"],

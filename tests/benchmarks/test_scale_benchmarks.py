@@ -26,8 +26,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Imports a benchmark or a rival by name."""
-    for folder in (BENCHMARKS, BENCHMARKS / "rivals"):
-        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
     def load(name: str) -> ModuleType:
         return importlib.import_module(name)
@@ -134,7 +133,7 @@ def test_the_rival_averages_adapters_over_all_and_heads_over_holders(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
-    strategy = script("flower_ray").PerTaskHeads([["a"]])
+    strategy = script("rivals.flower_ray").PerTaskHeads([["a"]])
     strategy.arrays = ArrayRecord({"c|classifier.weight": torch.full((3,), 9.0)})
     arrays, metrics = strategy.aggregate_train(
         1, [reply_of({"a": (10, 1.0), "b": (30, 2.0)}), reply_of({"a": (40, 6.0)})]
@@ -151,7 +150,7 @@ def test_the_rival_averages_adapters_over_all_and_heads_over_holders(
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft, of transformers
 def test_the_rivals_train_as_we_do(script: Any, tiny_vit: Path, tmp_path: Path) -> None:
     """From the same start, on the same images in whole batches: the same adapter and head."""
-    plain, task = script("plain_peft"), tiny_task("left")
+    plain, task = script("rivals.plain_peft"), tiny_task("left")
     trainer = tiny_trainer(tiny_vit, batch_size=1000)
     ours = trainer.model
     np.save(tmp_path / "left-train-images.npy", task.train.images)

@@ -1,6 +1,6 @@
 """What each codec costs: bytes, milliseconds, error; and what other entropy coders would make of the same symbols.
 
-python benchmarks/codecs.py [--dim 884736] [--tasks 4] [--change 0.2] [--repeats 7] [--out FILE]
+python benchmarks/coders.py [--dim 884736] [--tasks 4] [--change 0.2] [--repeats 7] [--out FILE]
 
 One update of so many tasks against its downlink, one thread. Task vectors are Gaussian with block scales drawn over two
 octaves, tasks half common; the update is the downlink's task vectors plus a change of the given relative length,
@@ -13,7 +13,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,11 @@ def best(repeats: int, call: Callable[[], Any]) -> tuple[Any, float]:
     return found, 1e3 * min(times)
 
 
+def read(payload: bytes, parts: Sequence[Part], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the receiver does."""
+    return Envelope(payload).tensors(parts, held)
+
+
 def forms(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Bytes, times and error of every form."""
     parts, down, up = messages(asked.dim, asked.tasks, asked.change)
@@ -83,8 +89,8 @@ def forms(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for name, codecs in FORMS.items():
         held = arrived(parts, down, Codecs(Numbers("8bit"), Numbers("8bit"), True)) if codecs != Codecs() else down
-        payload, writing = best(asked.repeats, lambda c=codecs, h=held: encode(header, parts, up, c, held=h))
-        opened, reading = best(asked.repeats, lambda p=payload, h=held: Envelope(p).tensors(parts, h))
+        payload, writing = best(asked.repeats, partial(encode, header, parts, up, codecs, held=held))
+        opened, reading = best(asked.repeats, partial(read, payload, parts, held))
         error = (opened["vector"] - up["vector"]).norm() / up["vector"].norm()
         sizes = Envelope(payload).sizes(parts)
         rows[name] = {
@@ -103,7 +109,7 @@ def coders(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for bits in (2, 3, 4):
         q = _quantise(rows, len(change), bits, None)[2].reshape(-1)
-        far = abs(q.astype(int)) > NEAR
+        far = np.abs(q.astype(int)) > NEAR
         packed = _pairs(np.where(far, np.int8(-8), q))
         size = {
             level: min(len(zstandard.compress(q.tobytes(), level)), len(zstandard.compress(packed, level)) + far.sum())
@@ -145,7 +151,7 @@ def entropy(symbols: np.ndarray) -> float:
 def ans(streams: list[np.ndarray]) -> float:
     """Bits of an ANS coder with the exact frequencies of each stream, themselves not counted; NaN without it."""
     try:
-        import constriction  # type: ignore[import-not-found]
+        import constriction
     except ImportError:
         return float("nan")
     coder, model = constriction.stream.stack.AnsCoder(), constriction.stream.model.Categorical
