@@ -98,6 +98,23 @@ def test_curves_are_the_mean_over_seeds_at_the_rounds_they_share(drawn, tmp_path
     np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [20, 60])
 
 
+def test_other_seeds_are_faint_and_the_title_says_which_are_not(drawn, tmp_path):
+    results = compared(("fedavg", "matu"), settings=(("single", {}), ("many", {})), seeds=(1,))
+    aside = {"setting": "many", "seed": 0, "average": 0.33, "curve": [[20, 0.2], [40, 0.33]]}
+    aside["bytes"] = {"uplink_per_client_round": 1e6, "downlink_per_client_round": 2e6}
+    results["further"] = [aside | {"method": "matu"}]
+    figures.draw_all(results, tmp_path)
+    rounds, bytes_, bars = drawn
+    for figure in (rounds, bytes_):
+        assert [axes.get_title("left") for axes in figure.axes] == ["single", "many, seed 1 (faint: others)"]
+    (faint,) = [line for line in rounds.axes[1].lines if line.get_alpha() == figures.FAINT["alpha"]]
+    np.testing.assert_allclose(faint.get_xydata(), [[20, 20], [40, 33]])
+    assert faint.get_color() == looks.look_of(results, "matu")["color"]
+    (point,) = [line for line in bytes_.axes[1].lines if line.get_alpha() == figures.FAINT["alpha"]]
+    np.testing.assert_allclose(point.get_xydata(), [[3, 33]])
+    assert [text.get_text() for text in bars.axes[0].get_xticklabels()] == ["single", "many, seed 1"]
+
+
 def test_geometry_has_a_panel_a_setting_and_number_of_tasks(drawn, tmp_path):
     results = compared(("individual", "matu"), settings=(("many", {}),), seeds=(0, 1))
     for cell, s, cosine in zip(results["cells"][-2:], (0.8, 0.6), (0.7, 0.9), strict=True):

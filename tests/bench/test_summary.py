@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from matu.bench.plan import Cell, Comparison
-from matu.bench.summary import difference, summarise
+from matu.bench.summary import difference, on_common_seeds, summarise, to_draw
 from matu.config import RunConfig
 
 TESTS = {"a": 400, "b": 100}
@@ -124,3 +124,39 @@ def test_differences_are_to_the_baseline_that_was_named() -> None:
             assert mine["difference"] is None
         else:
             assert mine["difference"]["mean"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("there", "kept"),
+    [
+        ({"fedavg": (0, 1, 2), "matu": (1, 2)}, {"fedavg": (1, 2), "matu": (1, 2)}),
+        ({"fedavg": (0, 1), "matu": (0, 1)}, {"fedavg": (0, 1), "matu": (0, 1)}),
+        ({"fedavg": (0,), "matu": (1, 2)}, {"fedavg": (0,), "matu": (1, 2)}),  # nothing in common: all
+        ({"individual": (0,), "fedavg": (0, 1), "matu": (1,)}, {"individual": (0,), "fedavg": (1,), "matu": (1,)}),
+        ({"individual": (0, 1)}, {"individual": (0, 1)}),
+        ({"local": (0,), "matu": (0, 1)}, {"local": (0,), "matu": (0,)}),  # it has a partition too
+    ],
+)
+def test_what_is_drawn_side_by_side_has_the_same_seeds(
+    there: dict[str, tuple[int, ...]], kept: dict[str, tuple[int, ...]]
+) -> None:
+    comparison = Comparison(RunConfig(), {"many": {"zeta_t": 0.5}}, tuple(there), (0, 1, 2))
+    found = {(m, s): result(m, 0.5, 0.5, rounds=0 if m == "individual" else 10) for m in there for s in there[m]}
+    whole = finished(comparison, found)
+    paired = on_common_seeds(whole)
+    assert {(c.method, c.seed) for c in paired} == {(m, s) for m in kept for s in kept[m]}
+    drawn = to_draw(summarise(comparison, whole, None, "x"), summarise(comparison, paired, None, "x"))
+    further = {(c["method"], c["seed"]) for c in drawn["further"]}
+    assert further == found.keys() - {(m, s) for m in kept for s in kept[m]}
+    assert {m: tuple(about["seeds"]) for m, about in drawn["summary"]["many"].items()} == kept
+
+
+def test_settings_are_paired_each_by_itself() -> None:
+    comparison = Comparison(
+        RunConfig(), {"single": {"zeta_t": 0.0}, "many": {"zeta_t": 0.5}}, ("fedavg", "matu"), (0, 1)
+    )  # fmt: skip
+    cells = comparison.cells(dict.fromkeys(comparison.tuned(), 1e-3))
+    whole = {c: result(c.method, 0.5, 0.5) for c in cells if (c.setting, c.method, c.seed) != ("many", "matu", 1)}
+    assert set(whole) - set(on_common_seeds(whole)) == {
+        c for c in cells if (c.setting, c.method, c.seed) == ("many", "fedavg", 1)
+    }

@@ -15,7 +15,7 @@ from matu.bench.plan import Cell, Comparison
 from matu.bench.report import latex, markdown
 from matu.bench.runner import DIVERGED, Bench, run_cells
 from matu.bench.saved import comparison_of, differences, load_saved, write_comparison
-from matu.bench.summary import summarise
+from matu.bench.summary import on_common_seeds, summarise, to_draw
 from matu.errors import ConfigError, DivergedError, MatuError
 from matu.files import only_one, write_atomic
 from matu.methods import Problem, Reference, find_method, method_source
@@ -79,7 +79,8 @@ def _compare(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[st
     if finished:
         from matu.bench.figures import draw_all  # matplotlib takes its time to load
 
-        draw_all(results, bench.out / "figures")
+        paired = summarise(whole, on_common_seeds(finished), tuning, results["name"])
+        draw_all(to_draw(results, paired), bench.out / "figures")
     if failures:
         raise MatuError(
             "; ".join(f"{cell}: {error}" for cell, error in failures.items())

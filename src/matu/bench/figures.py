@@ -1,4 +1,8 @@
-"""Figures of a comparison, as PNG and SVG that repeat to the byte."""
+"""Figures of a comparison, as PNG and SVG that repeat to the byte.
+
+They show the seeds that all methods of a setting have, so that what stands beside each other is paired; other cells,
+under `further` in the results, are drawn faintly where single ones can be.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,9 @@ from matu.bench.names import Results, is_reference, same_seeds
 from matu.plotting import STYLE, save
 
 Curves = Mapping[str, tuple[list[int], np.ndarray]]
+FAINT = {"alpha": 0.3, "linewidth": 1, "zorder": 1}
+"""Of cells on seeds that not all methods have."""
+OTHERS = " (faint: others)"
 
 
 def draw_all(results: Results, folder: Path) -> list[Path]:
@@ -46,14 +53,14 @@ def accuracy_over_rounds(results: Results, path: Path) -> list[Path]:
             axes.axhline(100 * share, **line_of(results, method))
         return set(known)
 
-    panels = {s: (s, _curves(results, s)) for s in results["settings"]}
+    panels = {s: (s, "") for s in results["settings"]}
     return _over_rounds(results, panels, "mean test accuracy in %", path, unit=100, more=references)
 
 
 @rc_context(STYLE)
 def similarity_over_rounds(results: Results, path: Path) -> list[Path]:
     """Of the server's vectors by round, mean S (Eq. 5) over pairs of tasks, a panel a setting."""
-    panels = {s: (s, _curves(results, s, "similarity")) for s in results["settings"]}
+    panels = {s: (s, "similarity") for s in results["settings"]}
     return _over_rounds(results, panels, "mean S of the server's task vectors", path)
 
 
@@ -62,24 +69,27 @@ def reconstruction_over_rounds(results: Results, path: Path) -> list[Path]:
     """Cosine of what a client gets of a task to the server's vector of it, a panel a setting and number of tasks."""
     measured = {kind for cell in results["cells"] for kind in cell.get("geometry", ())} - {"similarity"}
     counts = sorted(k for k in (int(kind.removeprefix("cosine ")) for kind in measured) if k > 1)
-    panels = {
-        f"{s}: clients of {k} tasks": (s, _curves(results, s, f"cosine {k}"))
-        for s in results["settings"] for k in counts
-    }  # fmt: skip
+    panels = {f"{s}: clients of {k} tasks": (s, f"cosine {k}") for s in results["settings"] for k in counts}
     return _over_rounds(results, panels, "cosine to the server's vector", path)
 
 
 def _over_rounds(
-    results: Results, panels: Mapping[str, tuple[str, Curves]], what: str, path: Path, *, unit: float = 1,
+    results: Results, panels: Mapping[str, tuple[str, str]], what: str, path: Path, *, unit: float = 1,
     more: Callable[[Axes, str], set[str]] = lambda *_: set(),
 ) -> list[Path]:  # fmt: skip
-    """Lines of the mean over seeds in panels by title; `more` draws into the panel of a setting, and names what."""
-    panels = {title: panel for title, panel in panels.items() if panel[1]}
-    if not panels:
+    """Lines of the mean over seeds, a panel a setting and kind; `more` draws into a setting's panel, and names what."""
+    curves = {title: found for title, panel in panels.items() if (found := _curves(results, *panel))}
+    if not curves:
         return []
-    figure, places = _panels(len(panels), width=5.2, height=4.2, sharey=True)
+    figure, places = _panels(len(curves), width=5.2, height=4.2, sharey=True)
     shown: set[str] = set()
-    for axes, (title, (setting, lines)) in zip(places, panels.items(), strict=True):
+    for axes, (title, lines) in zip(places, curves.items(), strict=True):
+        setting, kind = panels[title]
+        for cell in _further(results, setting):
+            if cell["method"] in lines and (points := _line(cell, kind)):
+                xs, ys = zip(*points, strict=True)
+                look = line_of(results, cell["method"]) | FAINT | {"marker": "none"}
+                axes.plot(xs, unit * np.array(ys), **look)
         for method, (rounds, values) in lines.items():
             every = max(1, len(rounds) // 10)
             axes.plot(rounds, unit * values.mean(0), **line_of(results, method), markevery=every)
@@ -87,7 +97,7 @@ def _over_rounds(
                 band = {"color": look_of(results, method)["color"], "alpha": 0.13, "linewidth": 0}
                 axes.fill_between(rounds, unit * values.min(0), unit * values.max(0), **band)
         shown |= lines.keys() | more(axes, setting)
-        axes.set(title=title, xlabel="round")
+        axes.set(title=title + _seeds_of(results, setting, OTHERS), xlabel="round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0)
     places[0].set_ylabel(what)
@@ -109,7 +119,7 @@ def normalised_by_task(results: Results, path: Path) -> list[Path]:
             held = [i for i, task in enumerate(tasks) if task in ratios]
             axes.plot([100 * ratios[tasks[i]] for i in held], held, **dots_of(results, method))
         axes.axvline(100, **line_of(results, "individual"))
-        axes.set(title=setting, xlabel="accuracy over Individual's in %")
+        axes.set(title=setting + _seeds_of(results, setting), xlabel="accuracy over Individual's in %")
         axes.set_yticks(range(len(tasks)), tasks)
         axes.set_ylim(-0.6, len(tasks) - 0.4)
     limits = [axes.get_xlim() for axes in panels]
@@ -135,6 +145,9 @@ def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
         return []
     figure, panels = _panels(len(points), width=4.8, height=4.0, sharey=True)
     for axes, (setting, methods) in zip(panels, points.items(), strict=True):
+        for cell in _further(results, setting):
+            size = sum(cell["bytes"][f"{way}_per_client_round"] for way in ("uplink", "downlink"))
+            axes.plot(1e-6 * size, 100 * cell["average"], **dots_of(results, cell["method"]) | FAINT)
         for method, (megabytes, average) in methods.items():
             axes.plot(megabytes, 100 * (average["mean"] or 0.0), **dots_of(results, method))
             if average["std"]:
@@ -146,7 +159,7 @@ def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set(title=setting, xlabel="MB a client sends and gets in a round")
+        axes.set(title=setting + _seeds_of(results, setting, OTHERS), xlabel="MB a client sends and gets in a round")
     panels[0].set_ylabel("mean test accuracy in %")
     _legend(figure, results, set().union(*points.values()), dots_of)
     return save(figure, path)
@@ -198,7 +211,7 @@ def normalised_by_setting(results: Results, path: Path) -> list[Path]:
                     axes.errorbar(x, 100 * mean, 100 * std, color="#222222", elinewidth=1, capsize=2)
     axes.axhline(100, **line_of(results, "individual"))
     axes.set_ylim(0, max(105.0, axes.get_ylim()[1]))
-    axes.set_xticks(range(len(settings)), settings)
+    axes.set_xticks(range(len(settings)), [setting + _seeds_of(results, setting) for setting in settings])
     axes.grid(axis="x", visible=False)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("accuracy over Individual's in %")
@@ -235,13 +248,31 @@ def _named(results: Results, method: str) -> str:
     return narrow_label(method, f": {' or '.join(map(str, counts))} seed{'s' if counts[-1:] != [1] else ''}")
 
 
-def _curves(results: Results, setting: str, of: str = "") -> Curves:
+def _seeds_of(results: Results, setting: str, faint: str = "") -> str:
+    """What to say after a setting's name where not all cells of it are drawn, or some faintly."""
+    if not _further(results, setting):
+        return ""
+    seeds = next(found["seeds"] for m, found in results["summary"][setting].items() if m != "individual")
+    return f", seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{faint}"
+
+
+def _further(results: Results, setting: str) -> list[Mapping[str, Any]]:
+    """Cells of a setting on seeds that not all methods have; references are no curve and no point."""
+    return [c for c in results.get("further", ()) if c["setting"] == setting and not is_reference(c["method"])]
+
+
+def _line(cell: Mapping[str, Any], kind: str) -> list[tuple[int, float]]:
+    """Rounds and accuracies of a cell, or rounds and a kind of geometry; empty where none was measured."""
+    points = cell.get("geometry", {}).get(kind, []) if kind else cell["curve"]
+    return [(number, value) for number, value in points]
+
+
+def _curves(results: Results, setting: str, kind: str) -> Curves:
     """By method: rounds that all its seeds were measured after; accuracy, or a kind of geometry, [seeds, rounds]."""
     found = {}
     for method in results["methods"]:
         mine = [c for c in results["cells"] if (c["setting"], c["method"]) == (setting, method)]
-        lines = [cell.get("geometry", {}).get(of) if of else cell["curve"] for cell in mine]
-        seeds = [dict(map(tuple, line)) for line in lines if line]
+        seeds = [dict(line) for cell in mine if (line := _line(cell, kind))]
         rounds = sorted(set.intersection(*map(set, seeds))) if seeds else []
         if rounds and not is_reference(method):
             found[method] = rounds, np.array([[seed[r] for r in rounds] for seed in seeds], dtype=float)

@@ -66,6 +66,30 @@ def summarise(
     }  # fmt: skip
 
 
+def to_draw(results: Mapping[str, Any], paired: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary of `on_common_seeds` with the other cells of the whole one under `further`."""
+    drawn = {(c["setting"], c["method"], c["seed"]) for c in paired["cells"]}
+    further = [c for c in results["cells"] if (c["setting"], c["method"], c["seed"]) not in drawn]
+    return {**paired, "further": further}
+
+
+def on_common_seeds(finished: Mapping[Cell, Result]) -> dict[Cell, Result]:
+    """Of each setting the cells on the seeds that all its methods have (all cells, if no seed is common).
+
+    A seed is another partition, which moves all methods: means over different ones are no comparison. Individual,
+    which knows no partition, keeps its seeds.
+    """
+    seeds: dict[str, dict[str, set[int]]] = {}
+    for cell in finished:
+        if cell.method != "individual":
+            seeds.setdefault(cell.setting, {}).setdefault(cell.method, set()).add(cell.seed)
+    common = {setting: set.intersection(*by_method.values()) for setting, by_method in seeds.items()}
+    return {
+        cell: result for cell, result in finished.items()
+        if cell.method == "individual" or not common[cell.setting] or cell.seed in common[cell.setting]
+    }  # fmt: skip
+
+
 def _wire(comparison: Comparison) -> dict[str, Any]:
     """How messages travel, where not exactly: what differs from the exact form."""
     exact = dataclasses.asdict(WireConfig.exact())
