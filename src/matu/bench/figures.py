@@ -23,7 +23,7 @@ from matu.bench.names import Results, is_reference, same_seeds
 from matu.plotting import STYLE, save
 
 Curves = Mapping[str, tuple[list[int], np.ndarray]]
-FAINT = {"alpha": 0.3, "linewidth": 1, "zorder": 1}
+FAINT = {"alpha": 0.35, "linewidth": 1, "zorder": 1}
 """Of cells on seeds that not all methods have."""
 OTHERS = " (faint: others)"
 
@@ -147,7 +147,9 @@ def accuracy_over_bytes(results: Results, path: Path) -> list[Path]:
     for axes, (setting, methods) in zip(panels, points.items(), strict=True):
         for cell in _further(results, setting):
             size = sum(cell["bytes"][f"{way}_per_client_round"] for way in ("uplink", "downlink"))
-            axes.plot(1e-6 * size, 100 * cell["average"], **dots_of(results, cell["method"]) | FAINT)
+            look = dots_of(results, cell["method"])
+            small = {"markersize": 0.6 * look["markersize"]}
+            axes.plot(1e-6 * size, 100 * cell["average"], **look | FAINT | small)
         for method, (megabytes, average) in methods.items():
             axes.plot(megabytes, 100 * (average["mean"] or 0.0), **dots_of(results, method))
             if average["std"]:
