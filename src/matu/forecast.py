@@ -118,7 +118,7 @@ def _forecast(
 def as_table(config: RunConfig, found: tuple[Forecast, Forecast]) -> dict[str, Any]:
     """Both forecasts with the run's totals, as plain values."""
     f = config.federation
-    messages = f.rounds * max(1, round(f.participation * f.clients))
+    messages = f.rounds * f.drawn
     table: dict[str, Any] = {"method": f.method, "messages_each_way": messages}
     for name, one in zip(("configured", "papers_form"), found, strict=True):
         table[name] = {
