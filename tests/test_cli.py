@@ -17,6 +17,7 @@ from PIL import Image
 from matu.cli import run_command
 from matu.cli.common import named_after
 from matu.config import RunConfig, TasksConfig
+from matu.errors import ConfigError, DataError, DivergedError, MatuError, RangeError
 from test_simulate import without_times
 
 CONFIG = """
@@ -55,6 +56,21 @@ def call(*words: str) -> int:
         return run_command(list(words))
     except SystemExit as stop:
         return int(str(stop.code))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ConfigError("x"), 2), (DataError("x"), 2), (MatuError("x"), 1), (DivergedError("x"), 1), (RangeError("x"), 1)],
+)
+def test_numbers_out_of_range_are_no_wrong_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    def fail(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("matu.cli.run.run", fail)
+    assert run_command(["run"]) == code
+    assert capsys.readouterr().err == "matu: x\n"
 
 
 def test_run_prints_the_table_and_where_things_lie(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

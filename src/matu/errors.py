@@ -18,4 +18,4 @@ class DataError(MatuError, ValueError):
 
 
 class RangeError(DataError, DivergedError):
-    """Numbers beyond what a message may carry."""
+    """Numbers that are not finite, or beyond what their type or a message holds."""

@@ -20,7 +20,7 @@ from matu.federation.rounds import codecs_of
 from matu.federation.server import Remote, Server, by_tasks
 from matu.federation.server_file import ServerFile
 from matu.files import finish_before_interrupt, only_one, write_atomic
-from matu.methods import Method, Problem, find_method
+from matu.methods import Method, Problem, find_method, method_names
 from matu.report.result import bytes_of, versions
 from matu.tasks import Split, Task, class_list
 from matu.training import build_trainer, prepare_machine
@@ -61,8 +61,17 @@ def serve(
     Raises
     ------
     ConfigError
-        For another process at work in the folder, or one of another configuration.
+        For a method that sites cannot follow, another process at work in the folder, or one of another configuration.
     """
+    method_name = server.config.federation.method
+    kind = find_method(method_name)
+    if not issubclass(kind, Method):
+        raise ConfigError(f"method '{method_name}': has no server")
+    if method_name not in method_names():
+        raise ConfigError(
+            f"method '{method_name}': sites follow built-in methods alone, a server sends them no code; expected one "
+            f"of {', '.join(method_names())}"
+        )
     finished = folder / "result.json"
     folder.mkdir(parents=True, exist_ok=True)
     with only_one(folder):
@@ -70,14 +79,11 @@ def serve(
             tell(f"{folder} is complete; nothing to do")
             return dict(json.loads(finished.read_text()))
         run = number_of(server, folder)
-        config, method_name = server.config, server.config.federation.method
+        config = server.config
         trainer = build_trainer(config, models, prepare_machine(config.machine, trains=False), "float32")
         trainer.model.let_go()
         admitted = {name: frozenset(tasks) for name, tasks in server.sites.items()}
         roster = Roster(folder / "sites.json", trainer.model.fingerprint, admitted)
-        kind = find_method(method_name)
-        if not issubclass(kind, Method):
-            raise ConfigError(f"method '{method_name}': has no server")
         classes = {task: len(names) for task, names in roster.classes.items()}
         method = kind(Problem(classes, trainer.model.layout, trainer.model.backbone.features), config)
         host = Server(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from matu.bench import Bench, Comparison, compare
 from matu.bench.runner import run_cell
 from matu.errors import ConfigError, DataError, MatuError
 from matu.federation.site import Site
+from matu.methods.fedavg import FedAvg
 from matu.roots import Roots
 from matu.simulate import simulate
-from matu.training import Trainer
 from test_simulate import small
 
 
@@ -227,10 +229,11 @@ def test_a_cell_that_diverged_is_told_and_not_run_again(
     monkeypatch.setattr("matu.bench.runner.simulate", counting)
     wild = {"methods": ("fedavg",), "base_changes": {"rounds": 6}}
     for _ in range(2):
-        with pytest.raises(MatuError, match=r"single, fedavg.*nobody answered.*diverged: "):
-            compare(tiny(tiny_vit, learning_rates=(1e30,), **wild), bench(tmp_path / "out", roots))
+        results = compare(tiny(tiny_vit, learning_rates=(1e30,), **wild), bench(tmp_path / "out", roots))
     assert len(ran) == 2, "one run a setting"
-    results = json.loads((tmp_path / "out/results.json").read_text())
+    why = (tmp_path / "out/cells").glob("single-*/diverged.txt")
+    assert re.search(r"nobody answered.*diverged: ", next(why).read_text())
+    assert "diverged" in (tmp_path / "out/table.md").read_text()
     assert [(c["setting"], c["method"]) for c in results["diverged"]] == [("single", "fedavg"), ("many", "fedavg")]
     with pytest.raises(MatuError, match="fedavg diverged at every rate"):
         compare(
@@ -238,17 +241,67 @@ def test_a_cell_that_diverged_is_told_and_not_run_again(
         )  # fmt: skip
 
 
-def test_sites_that_fail_for_another_reason_are_no_divergence(
-    tiny_vit: Path, roots: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_cell_whose_data_moved_begins_anew(
+    tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint is of tasks at another place; the cell's name, which tells tasks by their names, is the same."""
+    import matu.simulate as simulate_module
+
+    def at(place: Path) -> Comparison:
+        tasks = tuple(str(place / name) for name in ("left", "middle", "right"))
+        return tiny(tiny_vit, methods=("fedavg",), only=("many",), base_changes={"tasks": tasks})
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(tiny_data, here)
+    where = Roots(data=None, models=None, cache=tmp_path / "cache")
+    save = simulate_module.save_checkpoint
+
+    def stop(folder: Path, progress: Any, identity: str) -> None:
+        save(folder, progress, identity)
+        raise DataError("stopped")
+
+    monkeypatch.setattr(simulate_module, "save_checkpoint", stop)
+    with pytest.raises(MatuError, match="stopped"):
+        compare(at(here), bench(tmp_path / "out", where))
+    monkeypatch.undo()
+    here.rename(there)
+    results = compare(at(there), bench(tmp_path / "out", where))
+    assert len(results["cells"]) == 1
+
+
+@pytest.mark.parametrize("text", ["[compare", "[machine]\nthreads = 1\n"])
+def test_a_folder_with_a_broken_note_is_refused(tiny_vit: Path, roots: Roots, tmp_path: Path, text: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/compare.toml").write_text(text)
+    with pytest.raises(ConfigError, match=r"compare.toml: (cannot be read as TOML|not what a comparison keeps)"):
+        compare(tiny(tiny_vit), bench(tmp_path / "out", roots))
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "told"),
+    [
+        ((Site, "answer"), DataError("its disk is gone"), r"many, fedavg.*nobody answered.*site: its disk is gone"),
+        ((Site, "answer"), ValueError("operands of two shapes"), r"many, fedavg.*ValueError: operands.*traceback.txt"),
+        ((FedAvg, "downlink"), ValueError("operands of two shapes"), r"many, fedavg.*ValueError.*traceback.txt"),
+    ],
+)
+def test_what_fails_for_another_reason_is_no_divergence(
+    tiny_vit: Path,
+    roots: Roots,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    error: Exception,
+    told: str,
 ) -> None:
     """As by a mistake in a method's own file: it would be mended, and the cell run again."""
 
-    def mistaken(self: Site, request: bytes, trainer: Trainer) -> bytes:
-        raise ValueError("operands could not be broadcast together")
+    def mistaken(*rest: Any) -> Any:
+        raise error
 
-    monkeypatch.setattr(Site, "answer", mistaken)
+    monkeypatch.setattr(*where, mistaken)
     comparison = tiny(tiny_vit, methods=("fedavg",), only=("many",), base_changes={"rounds": 6})
-    with pytest.raises(MatuError, match=r"many, fedavg.*nobody answered.*site: operands"):
+    with pytest.raises(MatuError, match=told):
         compare(comparison, bench(tmp_path / "out", roots))
     assert json.loads((tmp_path / "out/results.json").read_text())["diverged"] == []
     monkeypatch.undo()

@@ -224,7 +224,7 @@ def test_a_server_sends_no_code_and_no_folder(tiny_vit: Path, tiny_data: Path, t
     assert good.tasks.tasks == own.tasks.tasks
     for change, reason in [
         ({"method": "/tmp/evil.py"}, "expected one of"),
-        ({"method": "evil.py"}, "expected one of"),
+        ({"method": "evil.py"}, r"^plan: method 'evil.py', expected one of .*ties"),
         ({"tasks": {"tasks": ["/etc"]}}, "sections"),
         ({"machine": {"threads": 64}}, "sections"),
         ({"training": plan["training"] | {"learning_rate": -1.0}}, "learning_rate"),
@@ -340,6 +340,17 @@ def test_a_server_that_is_killed_at_the_very_end_still_lets_everybody_keep_an_ar
     said: list[str] = []
     assert serve(file, tmp_path / "run", None, lambda _: nodes, said.append) == result
     assert "complete" in said[0]
+
+
+def test_a_server_does_not_wait_for_sites_that_cannot_follow_its_method(tiny_vit: Path, tmp_path: Path) -> None:
+    (tmp_path / "median.py").write_text("from matu.methods.fedavg import FedAvg\n\n\nclass Median(FedAvg):\n    pass\n")
+    config = run_config(tiny_vit)
+    for method, said in ((str(tmp_path / "median.py"), "built-in methods alone.*ties"), ("local", "has no server")):
+        own = replace(config, federation=replace(config.federation, method=method))
+        file = ServerFile(own, Listening(min_sites=1), {"north": ("left",)}, tmp_path)
+        with pytest.raises(ConfigError, match=said):
+            serve(file, tmp_path / "run", None, lambda _: pytest.fail("nobody is to be asked"), lambda _: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_servers_on_one_folder_and_another_configuration_are_refused(

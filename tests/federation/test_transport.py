@@ -1,6 +1,7 @@
 import pytest
 
-from matu.federation.transport import InProcess, Questions
+from matu.errors import DataError, DivergedError, RangeError
+from matu.federation.transport import Failure, InProcess, Questions, reply_of
 
 
 def test_a_question_is_made_when_it_is_asked_for_and_not_before() -> None:
@@ -24,3 +25,21 @@ def test_a_question_is_made_when_it_is_asked_for_and_not_before() -> None:
     assert made == ["north", "south", "north"]
     with pytest.raises(KeyError):
         questions["west"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(DataError("x"), "site"), (DivergedError("x"), "diverged"), (RangeError("x"), "diverged")]
+)
+def test_a_site_in_this_process_fails_by_name(error: Exception, code: str) -> None:
+    def fail(payload: bytes) -> bytes:
+        raise error
+
+    assert reply_of(fail, b"") == Failure(code, "x")
+
+
+def test_a_mistake_in_the_code_of_a_site_stops_the_run() -> None:
+    def mistaken(payload: bytes) -> bytes:
+        raise ValueError("operands of two shapes")
+
+    with pytest.raises(ValueError, match="operands"):
+        reply_of(mistaken, b"")

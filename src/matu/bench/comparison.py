@@ -43,7 +43,7 @@ def compare(comparison: Comparison, bench: Bench) -> dict[str, Any]:
     ConfigError, DataError
         Before any work, for whatever cannot work.
     MatuError
-        At the end, if a cell failed; all others are done and written.
+        At the end, if a cell failed; all others are done and written. One that diverged is told in the tables.
     """
     comparison.check()
     if bench.jobs < 0:
@@ -81,11 +81,9 @@ def _compare(comparison: Comparison, whole: Comparison, bench: Bench) -> dict[st
 
         paired = summarise(whole, on_common_seeds(finished), tuning, results["name"])
         draw_all(to_draw(results, paired), bench.out / "figures")
-    if failures:
-        raise MatuError(
-            "; ".join(f"{cell}: {error}" for cell, error in failures.items())
-            + "; the same command tries again what did not diverge"
-        )
+    if failed := {cell: error for cell, error in failures.items() if not isinstance(error, DivergedError)}:
+        said = "; ".join(f"{cell}: {error}" for cell, error in failed.items())
+        raise MatuError(f"{said}; the same command tries again")
     return results
 
 
@@ -194,11 +192,12 @@ def _settle(asked: Comparison, whole: Comparison, bench: Bench) -> tuple[Compari
     saved, machine = load_saved(bench.out / "compare.toml"), asked.base.machine
     if not machine.threads:
         machine = dataclasses.replace(machine, threads=1)  # cores are for cells and their sites
-    if machine.precision == "auto" and saved is not None and saved["machine"]["device"] == machine.device:
-        machine = dataclasses.replace(machine, precision=saved["machine"]["precision"])
+    if saved is not None and saved["machine"]["device"] == machine.device:
+        undecided = {"precision": "auto", "together": 0}
+        known = {name: saved["machine"][name] for name, value in undecided.items() if getattr(machine, name) == value}
+        machine = dataclasses.replace(machine, **known)
     base = dataclasses.replace(asked.base, machine=machine)
-    if machine.precision == "auto":
-        base = dataclasses.replace(base, machine=decide(base, bench.roots.models))
+    base = dataclasses.replace(base, machine=decide(base, bench.roots.models))
     return dataclasses.replace(asked, base=base), dataclasses.replace(whole, base=base)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -179,10 +180,14 @@ def run_cell(config: RunConfig, folder: Path, roots: Roots, jobs: int = 1) -> No
 
 
 def _run_or_resume(config: RunConfig, folder: Path, roots: Roots, jobs: int) -> None:
-    begun = folder / "config.toml"
-    if begun.is_file() and read_config(begun).machine.device == config.machine.device:
-        simulate(read_config(begun), folder, roots, Display(quiet=True), resume=True, jobs=jobs)
-    else:  # also what was begun on another kind of machine
+    begun = read_config(folder / "config.toml") if (folder / "config.toml").is_file() else None
+    if (
+        begun is not None
+        and begun.machine.device == config.machine.device
+        and dataclasses.replace(begun, machine=config.machine) == config
+    ):
+        simulate(begun, folder, roots, Display(quiet=True), resume=True, jobs=jobs)
+    else:  # also what was begun on another kind of machine, or with tasks, backbone or method at another place
         shutil.rmtree(folder, ignore_errors=True)
         simulate(config, folder, roots, Display(quiet=True), jobs=jobs)
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # of use only to go on

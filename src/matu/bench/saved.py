@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +74,8 @@ def load_saved(path: Path) -> dict[str, Any] | None:
     """
     if not path.is_file():
         return None
-    saved = tomllib.loads(path.read_text(encoding="utf-8"))
+    saved = read_table(path)
+    if not {"compare", "settings"} <= set(saved):
+        raise ConfigError(f"{path}: not what a comparison keeps; expected sections [compare] and [settings.NAME]")
     older = config_table(RunConfig(wire=WireConfig.exact()))
     return saved | {section: options | saved.get(section, {}) for section, options in older.items()}

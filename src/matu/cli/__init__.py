@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from matu.cli.common import DONE, FAILED, INTERRUPTED, WRONG_INPUT
-from matu.errors import ConfigError, DataError, MatuError
+from matu.errors import ConfigError, DataError, DivergedError, MatuError
 
 USAGE = """\
 matu: many-task federated fine-tuning with one unified task vector
@@ -97,7 +97,8 @@ def run_command(arguments: list[str]) -> int:
         return call(arguments[1:])
     except (MatuError, OSError) as error:
         print(f"matu: {error}", file=sys.stderr)
-        return WRONG_INPUT if isinstance(error, (ConfigError, DataError)) else FAILED
+        wrong = isinstance(error, (ConfigError, DataError)) and not isinstance(error, DivergedError)
+        return WRONG_INPUT if wrong else FAILED
     except KeyboardInterrupt:
         print("\nmatu: stopped", file=sys.stderr)
         return INTERRUPTED

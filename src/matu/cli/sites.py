@@ -127,8 +127,8 @@ def server(arguments: list[str]) -> int:
         return DONE
     for task, found_ in result["accuracy"].items():
         print(f"{task}: {100 * found_['delivered']:.1f} % delivered")
-    page = "  report.html" if (asked.out / "report.html").is_file() else ""
-    print(f"{asked.out}: result.json  sites.json  metrics.jsonl  checkpoint/  artifact/{page}")
+    more = [name for name in ("artifact/", "report.html") if (asked.out / name).exists()]
+    print("  ".join([f"{asked.out}: result.json", "sites.json", "metrics.jsonl", "checkpoint/", *more]))
     return DONE
 
 

@@ -86,10 +86,12 @@ class Plan:
             }
             config = config_of(table, "plan")
             config.check()
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"plan: not what a server sends ({str(error)[:100]})") from error
+        except DataError:
+            raise
         except ConfigError as error:
             raise DataError(str(error)) from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"plan: not what a server sends ({str(error)[:100]})") from error
         return cls(config)
 
 

@@ -115,8 +115,8 @@ def load_checkpoint(folder: Path, identity: str) -> Progress | None:
             raise DataError(f"{pointer}: format {note['format']}, this version of matu reads {FORMAT}")
         if note["run"] != identity:
             raise ConfigError(
-                f"{pointer}: the checkpoint was made with another configuration (config.toml), other data or another "
-                "backbone; restore what it was made with, or start a new run"
+                f"{pointer}: the checkpoint was made with another configuration (config.toml), other data, another "
+                "backbone or another version of the method's file; restore what it was made with, or start a new run"
             )
         state = folder / Path(note["state"]).name
         if _digest(state) != note["sha256"]:

@@ -98,7 +98,6 @@ class Evaluator:
     memory: Callable[[str], State]
     seed: int
     codecs: Codecs = field(default_factory=Codecs)
-    _known: dict[str, float] = field(default_factory=dict)
 
     def on_the_way(self, state: State, images: int) -> Evaluation:
         """On the same `images` test images of each task every time (0: all); without the artifact."""
@@ -109,7 +108,7 @@ class Evaluator:
         return self._evaluate(state, 0, with_artifact=True)
 
     def _evaluate(self, state: State, images: int, *, with_artifact: bool) -> Evaluation:
-        self._known.clear()
+        known: dict[str, float] = {}
         server = self.method.server_weights(state) or {}
         alike: dict[str, list[float]] = {}
         kinds = {name: name if self.method.personal else "\0".join(tasks) for name, tasks in self.clients.items()}
@@ -121,9 +120,9 @@ class Evaluator:
                     alike[kind] = _cosines(gets, server) if server else []
                     yield kind, gets
 
-        by_kind = self._accuracies(delivered(), images)
+        by_kind = self._accuracies(delivered(), images, known)
         ends = {"server": server, "artifact": self._packed(server) if with_artifact else {}} if server else {}
-        others = self._accuracies(ends.items(), images)
+        others = self._accuracies(ends.items(), images, known)
         cosines: dict[int, list[float]] = {}
         for name, kind in kinds.items():
             cosines.setdefault(len(self.clients[name]), []).extend(alike[kind])
@@ -145,22 +144,21 @@ class Evaluator:
         return self.method.weights(tasks, opened, self.memory(name))
 
     def _accuracies(
-        self, asked: Iterable[tuple[str, Mapping[str, Weights]]], images: int
+        self, asked: Iterable[tuple[str, Mapping[str, Weights]]], images: int, known: dict[str, float]
     ) -> dict[str, dict[str, float]]:
-        """By label and task; weights are drawn as they are needed, and what is known is not measured again."""
+        """By label and task; weights are drawn as they are needed, and what is `known` (it grows) is not measured."""
         keys: dict[str, dict[str, str]] = {}
 
         def unknown() -> Iterator[Callable[[Trainer], tuple[str, float]]]:
             for label, weights in asked:
                 keys[label] = {task: _content(task, one, images) for task, one in weights.items()}
                 for (task, one), key in zip(weights.items(), keys[label].values(), strict=True):
-                    if key not in self._known:
-                        self._known[key] = math.nan  # under way
+                    if key not in known:
+                        known[key] = math.nan  # under way
                         yield partial(self._measure, key, task, one, images)
 
-        for key, accuracy in side_by_side(self.trainer, unknown()):
-            self._known[key] = accuracy
-        return {label: {task: self._known[key] for task, key in by_task.items()} for label, by_task in keys.items()}
+        known.update(side_by_side(self.trainer, unknown()))
+        return {label: {task: known[key] for task, key in by_task.items()} for label, by_task in keys.items()}
 
     def _measure(self, key: str, task: str, weights: Weights, images: int, trainer: Trainer) -> tuple[str, float]:
         split = self.tasks[task].test

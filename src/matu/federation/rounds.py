@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from matu.config import DefenceConfig, WireConfig, drawn
-from matu.errors import DataError, DivergedError, MatuError
+from matu.errors import DataError, DivergedError, MatuError, RangeError
 from matu.federation.checkpoint import Progress, Totals, count_bytes
 from matu.federation.defence import Guard
 from matu.federation.transport import Failure, Questions, Transport
@@ -110,9 +110,7 @@ def run_rounds(
             progress, line = _one_round(federation, progress, number)
             began = time.perf_counter()
             line |= evaluate(number, progress.state) or {}
-        except MatuError:  # of settings or data, whatever the numbers
-            raise
-        except ValueError as error:  # of the mathematics: a result beyond the range of its type
+        except RangeError as error:
             raise DivergedError(f"round {number}: {error}; what was saved before it is whole") from error
         now = time.perf_counter()
         progress.totals.evaluation_s += now - began

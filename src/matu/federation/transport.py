@@ -91,5 +91,5 @@ def reply_of(site: Callable[[bytes], bytes], payload: bytes) -> bytes | Failure:
         return site(payload)
     except DivergedError as error:
         return Failure("diverged", str(error))
-    except (MatuError, ValueError) as error:
+    except MatuError as error:
         return Failure("site", str(error))

@@ -200,7 +200,8 @@ class Merged:
         return tuple(self._file.get_slice(key).get_shape())
 
     def _tensor(self, key: str, shape: tuple[int, ...] | None = None) -> Tensor:
-        found: Tensor = self._file.get_tensor(key) if self._shape(key) else torch.zeros(())
+        self._shape(key)  # DataError where it is missing
+        found: Tensor = self._file.get_tensor(key)
         if found.dtype != torch.float32 or not torch.isfinite(found).all() or shape not in (None, tuple(found.shape)):
             raise DataError(f"{self._path}: {key}: expected finite float32 {list(shape or found.shape)}")
         return found

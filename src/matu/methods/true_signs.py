@@ -8,13 +8,14 @@ least squared error.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from matu.config import RunConfig
 from matu.errors import ConfigError
-from matu.methods.base import Problem, Round, State
+from matu.methods.base import Round, State
 from matu.methods.matu import Matu, MatuRound
 from matu.training import Weights
 from matu.wire import MAX_RESCALER
@@ -23,10 +24,11 @@ from matu.wire import MAX_RESCALER
 class TrueSigns(Matu):
     """The method of this file; agreement_threshold=0 leaves the task mask of Eq. 3 out."""
 
-    def __init__(self, problem: Problem, config: RunConfig) -> None:
-        super().__init__(problem, config)
+    @classmethod
+    def options_of(cls, config: RunConfig) -> Any:
         if not config.matu.unification:
             raise ConfigError("true_signs: a reading of unification; unification = false leaves nothing of it")
+        return super().options_of(config)
 
     def weights(self, tasks: Sequence[str], tensors: Mapping[str, Tensor], memory: State) -> dict[str, Weights]:
         vector = tensors["vector"]

@@ -6,6 +6,8 @@ import operator
 import torch
 from torch import Tensor
 
+from matu.errors import RangeError
+
 FLOAT_TYPES = (torch.float32, torch.float64)
 
 Device = torch.device | str
@@ -27,13 +29,13 @@ def require_shape(values: Tensor, shape: tuple[int, ...], what: str) -> None:
 
 
 def require_finite(values: Tensor, what: str) -> float:
-    """Return the largest magnitude in a non-empty tensor; ValueError that names the first NaN or infinity."""
+    """Return the largest magnitude in a non-empty tensor; RangeError that names the first NaN or infinity."""
     # NaN passes through aminmax, so two numbers tell about all entries without a temporary.
     low, high = (float(bound) for bound in torch.aminmax(values.detach()))
     if math.isfinite(low) and math.isfinite(high):
         return max(-low, high)
     position = tuple(torch.nonzero(~torch.isfinite(values))[0].tolist())
-    raise ValueError(f"{what}: {values[position].item()} at index {list(position)}, expected finite numbers")
+    raise RangeError(f"{what}: {values[position].item()} at index {list(position)}, expected finite numbers")
 
 
 def require_matrix(values: object, what: str, rows: str) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from matu.errors import RangeError
 from matu.vectors import compiled
 from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, in_blocks
 from matu.vectors.checks import Device, require_count, require_finite, require_float, require_shape
@@ -253,7 +254,7 @@ def require_term(values: object, weight: float, dim: int, what: str = "values") 
     require_shape(tensor, (dim,), what)
     largest = require_finite(tensor, what)
     if not math.isfinite(largest * weight):
-        raise ValueError(f"{what}: weight {weight:.6g} times {largest:.6g} overflows float64")
+        raise RangeError(f"{what}: weight {weight:.6g} times {largest:.6g} overflows float64")
 
 
 def _bin_of(terms: Tensor) -> Tensor:

@@ -76,8 +76,14 @@ def _look(values: Any, weights: Any, kind: Any, start: int, n: int, bins: Any) -
 def tile(
     values: Any, masks: Any, weights: Any, kind: Any, start: int, n: int, sums: Any, signs: Any, largest: Any, bins: Any
 ) -> Any:  # fmt: skip
-    # All coordinates are folded as if in one bin, and those of another are folded again. Loops without branches, over
-    # few arrays, are what the compiler vectorises; two terms at once: sums are loaded and stored half as often.
+    """Fold `n` coordinates of all terms from `start` on, as if all ended in the bin that a sample suggests.
+
+    That bin is returned (0: none is believed). Coordinates of another bin are folded again one by one, by `_alone`.
+    Writes sums[0] and sums[1], the high and low digits, and bins; adds to signs. Afterwards largest[j] != 0 says that
+    coordinate j is in bins[j], and not in the bin returned.
+    """
+    # Loops without branches, over few arrays, are what the compiler vectorises; two terms at once: sums are loaded and
+    # stored half as often.
     count = values.shape[0]
     tried = _look(values, weights, kind, start, n, bins)
     inverse = _inverse_grid(tried)

@@ -7,6 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from matu.errors import RangeError
 from matu.vectors import compiled
 from matu.vectors.blocks import BLOCK, COMPILED_BLOCK, DEVICE_BLOCK, in_blocks
 from matu.vectors.checks import require_matrix
@@ -137,7 +138,7 @@ def _rescalers(vectors: Tensor, vector: Tensor, masks: Tensor, most: float) -> T
         ratios.append(min(most, mass / kept * 2.0 ** (mass_exponent - kept_exponent)) if kept else 0.0)
     rescalers = vectors.new_tensor(ratios)
     for i in torch.nonzero(~torch.isfinite(rescalers))[:, 0].tolist():
-        raise ValueError(f"task vectors: row {i} needs the rescaler {ratios[i]:.3g}, beyond {vectors.dtype}")
+        raise RangeError(f"task vectors: row {i} needs the rescaler {ratios[i]:.3g}, beyond {vectors.dtype}")
     return rescalers
 
 
