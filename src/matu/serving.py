@@ -16,6 +16,7 @@ from matu.artifact import Artifact
 from matu.errors import ConfigError, DataError
 from matu.models import AdaptedModel
 from matu.training.trainer import logits
+from matu.vectors.start import is_b
 
 
 class ManyTaskModel:
@@ -60,10 +61,7 @@ class ManyTaskModel:
         self._scales = self._of_b = None
         if any(scale != 1 for scale in scales.values()):
             self._scales = torch.tensor([[scales.get(task, 1.0)] for task in tasks], device=device)
-            of_b = torch.zeros(model.dim)
-            for name, part in model.layout.unflatten(of_b).items():
-                part.fill_(".lora_B." in name)
-            self._of_b = of_b.bool().to(device)
+            self._of_b = model.layout.where(is_b).to(device)
         self._bits = (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(device, torch.float32)
         self._task: str | None = None
         self._turn = threading.Lock()

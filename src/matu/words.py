@@ -17,3 +17,13 @@ def counted(number: int, noun: str) -> str:
 def printable_path(path: Path) -> str:
     """A path for people and tables; what is no UTF-8 in it, which no output could take, is "\ufffd"."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def printable(text: str) -> str:
+    """What a stranger wrote, for a log or a terminal: no line breaks, no escapes."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def percent(share: float | None, nothing: str = "–") -> str:
+    """A share in per cent, one decimal."""
+    return nothing if share is None else f"{100 * share:.1f}"

@@ -131,3 +131,12 @@ def test_bad_layouts(names, shapes, message):
 def test_bad_facts(fact):
     with pytest.raises(ValueError, match=r"fact 'rank': got .*, expected a string or a finite number"):
         Layout.of(parameters()).fingerprint(rank=fact)
+
+
+def test_where_says_which_coordinates_are_of_which_parameters() -> None:
+    layout = Layout(("a.lora_A.w", "a.lora_B.w", "b"), ((2, 3), (1, 2), (1,)))
+    assert layout.where(lambda name: ".lora_B." in name).tolist() == 6 * [False] + 2 * [True] + [False]
+    parts = layout.unflatten(layout.where(lambda name: name == "b").float())
+    assert {name: bool(part.all()) for name, part in parts.items()} == {
+        "a.lora_A.w": False, "a.lora_B.w": False, "b": True,
+    }  # fmt: skip

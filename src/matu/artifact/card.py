@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matu.models import PlainModel
 from matu.models.plain import HEAD
 from matu.tasks.images import DRAFT_MARGIN
-from matu.words import counted
+from matu.words import counted, percent
 
 _KINDS = ("artifact", "delivered", "server", "individual")
 _LICENCE = "**No licence is stated**: those of the backbone and of the training data decide."
@@ -216,15 +216,11 @@ def measured(about: Mapping[str, Any]) -> float | None:
 def _task_table(tasks: Mapping[str, Any]) -> str:
     kinds = [kind for kind in _KINDS if any(kind in about["accuracy"] for about in tasks.values())]
     rows = [
-        [task, str(len(about["classes"])), *(_percent(about["accuracy"].get(kind)) for kind in kinds)]
+        [task, str(len(about["classes"])), *(percent(about["accuracy"].get(kind), "") for kind in kinds)]
         for task, about in tasks.items()
     ]
     lines = [["task", "classes", *kinds], ["---"] * (2 + len(kinds)), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
 
 
 def _hub_dataset(source: str) -> str | None:

@@ -27,6 +27,7 @@ from matu.methods import Method, method_name
 from matu.models import AdaptedModel
 from matu.tasks import Task
 from matu.training import Objective, Trainer, Weights, build_trainer
+from matu.vectors.start import is_b
 
 TENSORS, CARD = "artifact.safetensors", "README.md"
 
@@ -67,10 +68,7 @@ class Artifact:
     def vector(self, task: str) -> Tensor:
         """A task's vector, float32 [d]: what it adds to the adapter's start, B's part times the task's scale."""
         vector, scale = self.packed.vector(task), self.note["tasks"][task]["scale"]
-        for name, part in layout_of(self.note).unflatten(vector).items():
-            if ".lora_B." in name:
-                part *= scale
-        return vector
+        return torch.where(layout_of(self.note).where(is_b), scale * vector, vector)
 
     def weights(self, task: str) -> Weights:
         """A task's vector and head."""

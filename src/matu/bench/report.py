@@ -9,6 +9,7 @@ from typing import Any
 
 from matu.bench.names import Results, codecs_of, is_reference, label, same_seeds, setting_label
 from matu.bench.options import shown, tuning_spec
+from matu.words import percent
 
 _INTERVALS = {
     "seeds": "Student's t over seeds",
@@ -83,7 +84,7 @@ def _tuning(tuning: Mapping[str, Any], methods: Sequence[str]) -> str:
     # JSON has its own way to write a rate, so they are compared as numbers.
     tried = {shown(m): {float(rate): share for rate, share in row.items()} for m, row in tuning["accuracy"].items()}
     for method in sorted(tried, key=lambda m: methods.index(m) if m in methods else len(methods)):
-        cells = (_bold(_percent(tried[method].get(rate)), rate == chosen.get(method)) for rate in rates)
+        cells = (_bold(percent(tried[method].get(rate)), rate == chosen.get(method)) for rate in rates)
         rows.append([label(method), *cells])
     intro = (
         f"Mean accuracy in % after {tuning['rounds']} rounds of setting {tuning['setting']} with seed "
@@ -142,7 +143,7 @@ def _rows(
         if method in found:
             values = [column.read(found[method]) for column in columns]
             cells = [
-                (_text(value), not is_reference(method) and top >= 0 and _percent(_mean(value)) == _percent(top))
+                (_text(value), not is_reference(method) and top >= 0 and percent(_mean(value)) == percent(top))
                 for value, top in zip(values, best, strict=True)
             ]
         rows.append((method, cells))
@@ -263,17 +264,13 @@ def _pipes(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _text(value: Mapping[str, Any] | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or _NOTHING
-    spread = "" if value["std"] is None else f" ± {_percent(value['std'])}"
-    return _percent(value["mean"]) + spread
+    spread = "" if value["std"] is None else f" ± {percent(value['std'])}"
+    return percent(value["mean"]) + spread
 
 
 def _mean(value: Mapping[str, Any] | str | None) -> float:
     """What columns are ranked by; -1 where there is no rank."""
     return -1.0 if value is None or isinstance(value, str) or value["mean"] is None else value["mean"]
-
-
-def _percent(share: float | None) -> str:
-    return _NOTHING if share is None else f"{100 * share:.1f}"
 
 
 def _number(value: float | None, unit: float = 1.0) -> str:

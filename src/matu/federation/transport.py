@@ -27,11 +27,6 @@ class Failure:
     reason: str
 
 
-def printable(text: str) -> str:
-    """What a stranger wrote, for a log or a terminal: no line breaks, no escapes."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 class Questions(Mapping[str, bytes]):
     """A message for each of some sites, made whenever it is asked for and never kept: all together may be large.
 

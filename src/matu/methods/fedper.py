@@ -37,11 +37,11 @@ class FedPer(FedAvg):
     @cached_property
     def shared(self) -> Tensor:
         layout = self.problem.layout
-        sizes = torch.tensor([torch.Size(shape).numel() for shape in layout.shapes])
-        blocks = [tuple(int(number) for number in re.findall(r"(?<=\.)\d+(?=\.)", name)) for name in layout.names]
-        if len(set(blocks)) < 2:
+        blocks = {n: tuple(int(number) for number in re.findall(r"(?<=\.)\d+(?=\.)", n)) for n in layout.names}
+        last = max(blocks.values())
+        if last == min(blocks.values()):
             raise ConfigError("fedper: the backbone's layers are not numbered blocks, so none is the last")
-        return torch.tensor([block != max(blocks) for block in blocks]).repeat_interleave(sizes)
+        return layout.where(lambda name: blocks[name] != last)
 
     def downlink(self, state: State, site: str, tasks: Sequence[str]) -> dict[str, Tensor]:
         return {"adapter": state.get("adapter", torch.zeros(self.shared_dim))}

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from matu.methods.fedavg import FedAvg
 from matu.training import Objective
+from matu.vectors.start import is_b
 
 
 class FfaLora(FedAvg):
@@ -22,10 +22,7 @@ class FfaLora(FedAvg):
 
     @cached_property
     def shared(self) -> Tensor:
-        layout = self.problem.layout
-        sizes = torch.tensor([torch.Size(shape).numel() for shape in layout.shapes])
-        is_b = torch.tensor([".lora_B." in name for name in layout.names])
-        return is_b.repeat_interleave(sizes)
+        return self.problem.layout.where(is_b)
 
     @property
     def objective(self) -> Objective:

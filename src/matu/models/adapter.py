@@ -137,10 +137,6 @@ class AdaptedModel:
         with torch.no_grad():
             torch.add(self.start, task_vector.to(self.start), out=self.parameters.data)
 
-    def task_vector(self) -> Tensor:
-        """Parameters minus start, float32 [d], on the CPU."""
-        return (self.parameters.detach() - self.start).cpu()
-
     def features(self, images: Tensor) -> Tensor:
         """Image features: uint8 [n, size, size, 3] -> [n, features]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from matu.words import counted
+from matu.words import counted, percent
 
 
 class Display:
@@ -92,12 +92,12 @@ def print_result(result: Mapping[str, Any], out: Path) -> None:
     for name in ("classes", "chance", *shown):
         table.add_column(name, justify="right")
     for task, about in result["tasks"].items():
-        row = [_percent(result["accuracy"][task][kind]) for kind in shown]
-        table.add_row(task, str(about["classes"]), _percent(about["chance"]), *row)
+        row = [percent(result["accuracy"][task][kind]) for kind in shown]
+        table.add_row(task, str(about["classes"]), percent(about["chance"]), *row)
     table.add_section()
     chances = [about["chance"] for about in result["tasks"].values()]
-    means = [_percent(result["mean_accuracy"][kind]) for kind in shown]
-    table.add_row("mean", "", _percent(sum(chances) / len(chances)), *means, style="bold")
+    means = [percent(result["mean_accuracy"][kind]) for kind in shown]
+    table.add_row("mean", "", percent(sum(chances) / len(chances)), *means, style="bold")
     console.print(table)
     for line in _footer(result):
         console.print(line, markup=False, soft_wrap=True)
@@ -124,12 +124,12 @@ def _footer(result: Mapping[str, Any]) -> list[str]:
     sent, seconds, lines = result["bytes"], result["seconds"], []
     if result["normalised"]["mean_of_ratios"] is not None:
         lines.append(
-            f"delivered / individual: {_percent(result['normalised']['mean_of_ratios'])} % (mean of ratios), "
-            f"{_percent(result['normalised']['ratio_of_means'])} % (ratio of means)"
+            f"delivered / individual: {percent(result['normalised']['mean_of_ratios'])} % (mean of ratios), "
+            f"{percent(result['normalised']['ratio_of_means'])} % (ratio of means)"
         )
     worst = result["worst_client"]
     lines += [
-        f"worst client: {worst['client']}, {_percent(worst['accuracy'])} % (delivered, mean of its "
+        f"worst client: {worst['client']}, {percent(worst['accuracy'])} % (delivered, mean of its "
         f"{counted(len(worst['tasks']), 'task')}: {', '.join(worst['tasks'])})",
     ]
     if result["rounds"]:
@@ -149,7 +149,3 @@ def _footer(result: Mapping[str, Any]) -> list[str]:
     if result["failures"]:
         lines.append(f"failures: {counted(result['failures'], 'client round')} left out; metrics.jsonl says why")
     return lines
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"

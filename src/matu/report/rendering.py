@@ -12,7 +12,7 @@ import jinja2
 
 from matu.report.charts import sized
 from matu.report.console import span
-from matu.words import counted
+from matu.words import counted, percent
 
 
 def render(template: str, **content: Any) -> str:
@@ -30,8 +30,3 @@ def _templates() -> jinja2.Environment:
     )  # fmt: skip
     found.filters.update(percent=percent, sized=sized, span=span, counted=counted)
     return found
-
-
-def percent(share: float | None) -> str:
-    """A share in per cent, one decimal; a dash for none."""
-    return "–" if share is None else f"{100 * share:.1f}"

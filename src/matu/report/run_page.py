@@ -15,9 +15,9 @@ from matu.errors import DataError
 from matu.report.charts import LineChart, ceiling, heat_map, line_chart, sized, strip
 from matu.report.console import span
 from matu.report.folder import KINDS, Curve, RunFolder, number, table, text, texts, whole
-from matu.report.rendering import percent, render
+from matu.report.rendering import render
 from matu.report.similar import similarity_of
-from matu.words import counted
+from matu.words import counted, percent
 
 MOST_FAILURES = 200
 """Failures that a page lists; `metrics.jsonl` has them all."""

@@ -18,7 +18,7 @@ from matu.files import is_held
 from matu.report.charts import sized
 from matu.report.console import plain_console, span
 from matu.report.folder import Curve, RunFolder, number, read_run, table, texts, whole
-from matu.words import counted
+from matu.words import counted, printable
 
 LOOK_EVERY_S = 1.0
 """Seconds between looks at the folder."""
@@ -109,11 +109,6 @@ def round_line(line: Mapping[str, Any], planned: int | None) -> str:
         *([f"{len(failures)} left out: {', '.join(sorted(failures))}"] if failures else []),
     ]
     return printable("  ".join(parts))
-
-
-def printable(said: str) -> str:
-    """Text for a terminal: what a site sent may hold its control sequences."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in said)
 
 
 def _means(line: Mapping[str, Any]) -> dict[str, float]:

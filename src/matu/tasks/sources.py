@@ -14,9 +14,9 @@ from matu.tasks.hub import HubDataset
 from matu.tasks.paper import PaperDataset, dataset_of, missing
 from matu.tasks.parquet import ParquetFolder
 from matu.tasks.raw import RawImage, RawSplit, RawTask, Source
+from matu.tasks.task import SPLITS
 
 DEMO_TRAIN, DEMO_TEST, DEMO_SEED = 600, 300, 0
-SPLITS = ("train", "test")
 NAMED = 8  # folders named in a hint
 EXPECTED = "train.parquet + test.parquet, or train/<class>/ and test/<class>/"
 

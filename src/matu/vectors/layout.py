@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -74,6 +74,10 @@ class Layout:
         parts = torch.split(vector, [math.prod(shape) for shape in self.shapes])
         named = zip(self.names, self.shapes, parts, strict=True)
         return {name: part.view(shape) for name, shape, part in named}
+
+    def where(self, holds: Callable[[str], bool]) -> Tensor:
+        """Return which coordinates are of parameters whose name `holds` accepts, bool [d]."""
+        return torch.cat([torch.full((math.prod(s),), holds(n)) for n, s in zip(self.names, self.shapes, strict=True)])
 
     def fingerprint(self, **facts: str | int | float) -> str:
         """Return SHA-256 in hex over names, shapes and facts such as rank, seed and backbone.

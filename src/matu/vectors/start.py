@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def is_b(name: str) -> bool:
+    """Whether a LoRA parameter, by its name, is a B; the others are A's."""
+    return ".lora_B." in name
+
+
 def draw_start(
     shapes: Iterable[tuple[str, tuple[int, ...]]], seed: int, start_b: float
 ) -> Iterator[tuple[str, Tensor]]:

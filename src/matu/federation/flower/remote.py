@@ -16,7 +16,8 @@ from flwr.serverapp import Grid
 from matu.errors import DataError
 from matu.federation.flower.records import payload_of, request
 from matu.federation.server import Admit
-from matu.federation.transport import Failure, printable
+from matu.federation.transport import Failure
+from matu.words import printable
 
 QUESTIONS = {
     "hello": "query", "refused": "query.refused", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish",

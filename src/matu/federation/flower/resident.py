@@ -16,7 +16,7 @@ from multiprocessing.connection import Client, Connection
 from typing import TYPE_CHECKING
 
 from matu.errors import DataError, MatuError
-from matu.federation.transport import printable
+from matu.words import printable
 
 if TYPE_CHECKING:
     from matu.federation.agent import Agent
