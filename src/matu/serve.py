@@ -34,7 +34,7 @@ def serve(
     models: Path | None,
     remote_of: Callable[[bytes], Remote],
     tell: Tell,
-    also: Callable[[Mapping[str, Any]], None] = lambda _: None,
+    on_round: Callable[[Mapping[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run, or go on with, the federation of a folder to its end.
 
@@ -50,7 +50,7 @@ def serve(
         From the plan for all sites to what asks them.
     tell
         Takes a line for people.
-    also
+    on_round
         Takes each round's line of `metrics.jsonl` once it is on the disk.
 
     Returns
@@ -81,14 +81,14 @@ def serve(
         run = number_of(server, folder)
         config = server.config
         trainer = build_trainer(config, models, prepare_machine(config.machine, trains=False), "float32")
-        trainer.model.let_go()
+        trainer.model.free_weights()
         admitted = {name: frozenset(tasks) for name, tasks in server.sites.items()}
         roster = Roster(folder / "sites.json", trainer.model.fingerprint, admitted)
         classes = {task: len(names) for task, names in roster.classes.items()}
         method = kind(Problem(classes, trainer.model.layout, trainer.model.backbone.features), config)
         host = Server(
             config, method, roster, remote_of(Plan(config).encode()), folder, run, codecs_of(config.wire)[1],
-            server.listening.min_sites, tell, also=also,
+            server.listening.min_sites, tell, on_round=on_round,
         )  # fmt: skip
         progress = host.rounds()
         host.gather(progress.round + 1)  # also where the rounds were done before a restart

@@ -33,7 +33,7 @@ from matu.report.result import build_result
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task, class_list, held_out
 from matu.tasks.partition import partition
-from matu.training import Trainer, build_trainer, decide, prepare_machine, room
+from matu.training import Trainer, build_trainer, decide, parallel_jobs, prepare_machine
 from matu.words import counted
 
 
@@ -85,7 +85,7 @@ class Run:
 Carrier = Callable[[Run, Mapping[str, Site]], AbstractContextManager[Transport]]
 """From a run and its sites to what carries messages to them and back, and leaves each with its memory."""
 
-Also = Callable[[Mapping[str, Any]], None]
+OnRound = Callable[[Mapping[str, Any]], None]
 """Takes each round's line too."""
 
 
@@ -96,7 +96,7 @@ def in_this_process(run: Run, sites: Mapping[str, Site]) -> AbstractContextManag
 
 def simulate(
     config: RunConfig, out: Path, roots: Roots, display: Display, *, resume: bool = False, jobs: int = 0,
-    carrier: Carrier = in_this_process, also: Also = lambda _: None,
+    carrier: Carrier = in_this_process, on_round: OnRound = lambda _: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a federation of sites on this machine to its end, and leave a run folder.
 
@@ -115,7 +115,7 @@ def simulate(
         GPU one. No accuracy depends on it; memory does.
     carrier
         How sites are reached.
-    also
+    on_round
         Takes each round's line of `metrics.jsonl` once it is on the disk.
 
     Returns
@@ -146,7 +146,7 @@ def simulate(
             write_atomic(out / "config.toml", write_config(run.config))
         if isinstance(run.method, Reference):
             return _alone(run, run.method, display)
-        return _federate(run, run.method, display, carrier, also, resume=resume)
+        return _federate(run, run.method, display, carrier, on_round, resume=resume)
 
 
 def _check_new(out: Path) -> None:
@@ -192,7 +192,7 @@ def prepare(config: RunConfig, out: Path, roots: Roots, display: Display, *, job
     shares = deal(tasks, f, config.machine.seed)
     pairs = sum(map(len, shares.values()))
     at_once = round(f.participation * pairs) if issubclass(kind, Method) else pairs  # trainings that do not wait
-    fitting = room(config.machine, at_once)
+    fitting = parallel_jobs(config.machine, at_once)
     machine = decide(config, roots.models, jobs=fitting)  # measures, so it comes after all that can be wrong
     config = dataclasses.replace(config, machine=machine)
     device = prepare_machine(machine)
@@ -223,7 +223,7 @@ def _alone(run: Run, reference: Reference, display: Display) -> dict[str, Any]:
 
 
 def _federate(
-    run: Run, method: Method, display: Display, carrier: Carrier, also: Also, *, resume: bool
+    run: Run, method: Method, display: Display, carrier: Carrier, on_round: OnRound, *, resume: bool
 ) -> dict[str, Any]:
     """A federated method: rounds from the checkpoint on, evaluation, artifact."""
     out, f, seed = run.out, run.config.federation, run.config.machine.seed
@@ -243,7 +243,7 @@ def _federate(
             {task.name: class_list(task.classes) for task in run.tasks.values()}, f.rounds, f.participation, seed,
             down, run.config.defence,
         )  # fmt: skip
-        progress = _rounds(run, federation, evaluator, progress, sites, display, also)
+        progress = _rounds(run, federation, evaluator, progress, sites, display, on_round)
     display.say("evaluating on all test images")
     began = time.perf_counter()
     evaluation = evaluator.at_the_end(progress.state)
@@ -265,7 +265,7 @@ def _federate(
 
 def _rounds(
     run: Run, federation: Federation, evaluator: Evaluator, progress: Progress, sites: Mapping[str, Site],
-    display: Display, also: Also,
+    display: Display, on_round: OnRound,
 ) -> Progress:  # fmt: skip
     e, total = run.config.evaluation, run.config.federation.rounds
 
@@ -282,7 +282,7 @@ def _rounds(
         append_line(run.out / "metrics.jsonl", json.dumps(line, allow_nan=False))
         clock = evaluator.trainer.clock
         display.round(line, total, clock.train_images / max(clock.train_s, 1e-9))
-        also(line)
+        on_round(line)
 
     display.start_rounds(progress.round, total)
     try:

@@ -112,7 +112,7 @@ def test_a_run_ends_the_same_with_a_broken_sink(
     (tmp_path / "a/.hidden").write_text("a folder that holds nothing else is empty")
     said: list[str] = []
     sinks = Sinks(("mlflow", "wandb"), tmp_path / "a", said.append)
-    with_sinks = simulate(small(tiny_vit), tmp_path / "a", roots, Display(quiet=True), also=sinks)
+    with_sinks = simulate(small(tiny_vit), tmp_path / "a", roots, Display(quiet=True), on_round=sinks)
     without = simulate(small(tiny_vit), tmp_path / "b", roots, Display(quiet=True))
     assert with_sinks["accuracy"] == without["accuracy"]
     assert len(said) == 1

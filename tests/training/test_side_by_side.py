@@ -13,7 +13,7 @@ import torch
 
 from matu.config import MachineConfig, ModelConfig, RunConfig, TasksConfig, TrainingConfig
 from matu.errors import DivergedError
-from matu.training import Clock, Objective, Trainer, Weights, build_trainer, room, side_by_side
+from matu.training import Clock, Objective, Trainer, Weights, build_trainer, parallel_jobs, side_by_side
 from matu.training.crew import Halt, HaltedError
 from world import SIZE, tiny_task
 
@@ -173,8 +173,8 @@ def test_evaluation_is_halted_too(tiny_vit: Path) -> None:
 
 def test_there_is_room_for_as_many_as_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matu.training.machine.cores", lambda: 8)
-    assert room(MachineConfig(), most=6) == 6
-    assert room(MachineConfig(), most=30) == 8
-    assert room(MachineConfig(threads=3), most=6) == 2
-    assert room(MachineConfig(threads=16), most=6) == 1
-    assert room(MachineConfig(device="cuda"), most=6) == 1
+    assert parallel_jobs(MachineConfig(), most=6) == 6
+    assert parallel_jobs(MachineConfig(), most=30) == 8
+    assert parallel_jobs(MachineConfig(threads=3), most=6) == 2
+    assert parallel_jobs(MachineConfig(threads=16), most=6) == 1
+    assert parallel_jobs(MachineConfig(device="cuda"), most=6) == 1

@@ -23,7 +23,7 @@ from matu.files import write_atomic
 from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import simulate
-from matu.training import room
+from matu.training import parallel_jobs
 from matu.training.machine import cores
 
 LOOK_EVERY_S = 60.0
@@ -99,7 +99,7 @@ def _each(
 ) -> Iterator[tuple[Cell, Exception | None]]:  # fmt: skip
     """Every cell as it ends, with what went wrong."""
     machine = cells[0].config.machine
-    sites = max(1, room(machine, cores()) // jobs)  # at a time in a cell; no number depends on it
+    sites = max(1, parallel_jobs(machine, cores()) // jobs)  # at a time in a cell; no number depends on it
     if jobs == 1:
         for cell in cells:
             try:

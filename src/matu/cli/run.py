@@ -138,8 +138,8 @@ def _simulate(config: RunConfig, out: Path, parsed: RunArguments, command: str, 
     sinks = Sinks(parsed.sinks, out, display.say)
     try:
         result = simulate(
-            config, out, roots(parsed.folders), display, resume=parsed.resume is not None, jobs=parsed.jobs, also=sinks,
-            **how,
+            config, out, roots(parsed.folders), display, resume=parsed.resume is not None, jobs=parsed.jobs,
+            on_round=sinks, **how,
         )  # fmt: skip
     except KeyboardInterrupt:
         said = "nothing was begun, no folder is left; start again"

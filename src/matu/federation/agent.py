@@ -27,7 +27,7 @@ from matu.files import write_atomic
 from matu.methods import Method, Problem, State, find_method, method_names
 from matu.roots import Roots, read_tasks
 from matu.tasks import Task
-from matu.training import Trainer, build_trainer, decide, prepare_machine, room
+from matu.training import Trainer, build_trainer, decide, parallel_jobs, prepare_machine
 from matu.wire import Envelope
 
 PLANNED = ("model", "training", "matu", "wire")
@@ -172,12 +172,14 @@ class Agent:
             followed = Plan.decode(plan, self.own)
             tasks = self._read(followed.config.tasks)
             asked = followed.config.machine
-            jobs = 1 if asked.threads else room(asked, len(tasks))  # who names a number of threads means no more
+            jobs = (
+                1 if asked.threads else parallel_jobs(asked, len(tasks))
+            )  # who names a number of threads means no more
             machine = self._decided(plan, followed.config, jobs)
             config = dataclasses.replace(followed.config, machine=machine)
             followed = Plan(config)
             device = prepare_machine(machine)
-            jobs = min(jobs, room(machine, len(tasks)))
+            jobs = min(jobs, parallel_jobs(machine, len(tasks)))
             trainer = build_trainer(config, self.roots.models, device, machine.precision, jobs=jobs)
             model, kind = trainer.model, find_method(config.federation.method)
             if not issubclass(kind, Method):

@@ -145,19 +145,20 @@ def _one_round(federation: Federation, progress: Progress, number: int) -> tuple
     asked = _Asked(federation, progress.state, number, totals)
     guard = Guard(method, progress.state, federation.defence) if federation.defence != DefenceConfig() else None
     gathering = guard or method.begin_round(progress.state)
-    found = _gather(federation, number, Questions(sites, asked), gathering, totals)
+    answers = _Answers(federation, number, Questions(sites, asked), gathering, totals)
+    answers.gather()
     state = gathering.finish()
     totals.messages_down += len(asked.bytes)
-    totals.failures += len(found.failures)
-    totals.silent_rounds = 0 if found.losses else totals.silent_rounds + 1
-    away = found.waiting - asked.seconds
+    totals.failures += len(answers.failures)
+    totals.silent_rounds = 0 if answers.losses else totals.silent_rounds + 1
+    away = answers.waiting - asked.seconds
     totals.training_s += away
     totals.aggregation_s += time.perf_counter() - began - away
     line = {
         "round": number, "clients": sites, "tasks": _tasks_of(federation, sites),
         "downlink_bytes": sum(asked.bytes.values()),
-        "loss": math.fsum(found.losses) / len(found.losses) if found.losses else None,
-        "uplink_bytes": found.uplink, "failures": found.failures, "bounded": guard.bounded if guard else {},
+        "loss": math.fsum(answers.losses) / len(answers.losses) if answers.losses else None,
+        "uplink_bytes": answers.uplink, "failures": answers.failures, "bounded": guard.bounded if guard else {},
         "seconds": round(time.perf_counter() - began, 3),
     }  # fmt: skip
     return Progress(number, state, totals), line
@@ -183,52 +184,49 @@ class _Asked:
 
 
 @dataclass
-class _Found:
-    """What is known of a round's answers when they are folded in: bytes, losses, reasons, seconds of waiting."""
+class _Answers:
+    """A round's answers: what they are folded into, and what is known of them."""
 
+    federation: Federation
+    number: int
+    asked: Mapping[str, bytes]
+    into: Round | Guard
+    totals: Totals
     failures: dict[str, str] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     uplink: int = 0
     waiting: float = 0.0
 
+    def gather(self) -> None:
+        """Fold in each as it comes."""
+        with contextlib.ExitStack() as at_the_end:
+            replies = iter(self.federation.transport.exchange(self.asked))
+            if isinstance(replies, Generator):  # interrupted here, what is under way there ends now
+                at_the_end.callback(replies.close)
+            while True:
+                began = time.perf_counter()
+                arrived = next(replies, None)
+                self.waiting += time.perf_counter() - began
+                if arrived is None:
+                    return
+                self._fold_in(*arrived)
 
-def _gather(
-    federation: Federation, number: int, payloads: Mapping[str, bytes], gathering: Round | Guard, totals: Totals
-) -> _Found:
-    """Fold in each answer as it comes."""
-    found = _Found()
-    with contextlib.ExitStack() as at_the_end:
-        replies = iter(federation.transport.exchange(payloads))
-        if isinstance(replies, Generator):  # interrupted here, what is under way there ends now
-            at_the_end.callback(replies.close)
-        while True:
-            asked = time.perf_counter()
-            arrived = next(replies, None)
-            found.waiting += time.perf_counter() - asked
-            if arrived is None:
-                return found
-            _fold_in(federation, number, payloads, gathering, totals, found, *arrived)
-
-
-def _fold_in(
-    federation: Federation, number: int, payloads: Mapping[str, bytes], gathering: Round | Guard, totals: Totals,
-    found: _Found, site: str, reply: bytes | Failure,
-) -> None:  # fmt: skip
-    if isinstance(reply, Failure):
-        found.failures[site] = f"{reply.code}: {reply.reason}"[:LONGEST_REASON]
-        return
-    found.uplink += len(reply)
-    totals.messages_up += 1
-    try:
-        update, tensors, sizes = open_update(federation, number, site, reply, payloads)
-        gathering.add(site, update.tasks, update.samples, tensors)
-    except ValueError as error:  # of a message: its sender is left out, the round goes on
-        found.failures[site] = f"message: {error}"[:LONGEST_REASON]
-        count_bytes(totals.uplink, {"refused": len(reply)})
-        return
-    count_bytes(totals.uplink, sizes)
-    found.losses.append(update.metrics.get("loss", 0.0))
-    totals.images += int(update.metrics.get("images", 0))
+    def _fold_in(self, site: str, reply: bytes | Failure) -> None:
+        if isinstance(reply, Failure):
+            self.failures[site] = f"{reply.code}: {reply.reason}"[:LONGEST_REASON]
+            return
+        self.uplink += len(reply)
+        self.totals.messages_up += 1
+        try:
+            update, tensors, sizes = open_update(self.federation, self.number, site, reply, self.asked)
+            self.into.add(site, update.tasks, update.samples, tensors)
+        except ValueError as error:  # of a message: its sender is left out, the round goes on
+            self.failures[site] = f"message: {error}"[:LONGEST_REASON]
+            count_bytes(self.totals.uplink, {"refused": len(reply)})
+            return
+        count_bytes(self.totals.uplink, sizes)
+        self.losses.append(update.metrics.get("loss", 0.0))
+        self.totals.images += int(update.metrics.get("images", 0))
 
 
 def _tasks_of(federation: Federation, sites: Iterable[str]) -> list[str]:

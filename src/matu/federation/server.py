@@ -85,7 +85,7 @@ class Server:
         A round waits until so many sites are there.
     tell
         Takes a line for people.
-    also
+    on_round
         Takes each round's line.
     look_every_s
         Seconds between looks for sites while there are too few.
@@ -100,7 +100,7 @@ class Server:
     codecs: Codecs
     min_sites: int = 1
     tell: Callable[[str], None] = print
-    also: Callable[[Mapping[str, Any]], None] = lambda _: None
+    on_round: Callable[[Mapping[str, Any]], None] = lambda _: None
     look_every_s: float = 1.0
 
     def rounds(self) -> Progress:
@@ -163,7 +163,7 @@ class Server:
             if reason.startswith("message:"):  # it may have changed since it said who it is
                 self.remote.forget(site)
                 self.roster.leave(site)
-        self.also(line)
+        self.on_round(line)
 
     def gather(self, number: int) -> None:
         """Wait until enough sites are there for a round (or, one past the last, for the end); take in new ones."""

@@ -104,14 +104,14 @@ def training_facts(trainer: Trainer, config: RunConfig) -> tuple[tuple[Any, ...]
     return (trainer.model.fingerprint, config.tasks.image_size), how
 
 
-def place(folder: Path, facts: tuple[Any, ...], suffix: str) -> Path:
+def cache_file(folder: Path, facts: tuple[Any, ...], suffix: str) -> Path:
     """The file of a folder that holds what these facts lead to."""
     return folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.{suffix}"
 
 
 def remembered(folder: Path, facts: tuple[Any, ...], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What the folder holds for these facts; computed and kept if it holds nothing that can be read."""
-    path = place(folder, facts, "json")
+    path = cache_file(folder, facts, "json")
     try:
         known = json.loads(path.read_text())
         if isinstance(known, dict):

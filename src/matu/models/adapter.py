@@ -121,7 +121,7 @@ class AdaptedModel:
         for group, of in zip((*self._fused, *self._apart), (*other._fused, *other._apart), strict=True):
             group.share_frozen(of)
 
-    def let_go(self) -> None:
+    def free_weights(self) -> None:
         """Free all weights and keep what describes them (layout, fingerprint, backbone): a server trains nothing."""
         self.backbone = replace(self.backbone, module=nn.Identity())
         self.model = self.backbone.module

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from matu.config import RunConfig
 from matu.files import write_atomic
-from matu.methods.reference import place, training_facts
+from matu.methods.reference import cache_file, training_facts
 from matu.seeds import stream
 from matu.tasks import Task
 from matu.training import Trainer, Weights
@@ -65,7 +65,7 @@ def fine_tuned(trainer: Trainer, task: Task, config: RunConfig, steps: int, cach
         If training left the finite numbers.
     """
     model, how = training_facts(trainer, config)
-    path = place(cache / "adapters", (FORMAT, task.name, task.digest, *model, steps, *how), "safetensors")
+    path = cache_file(cache / "adapters", (FORMAT, task.name, task.digest, *model, steps, *how), "safetensors")
     start = trainer.untrained(len(task.classes))
     shapes = {"vector": tuple(start.vector.shape), "head": tuple(start.head.shape), "measured": (3,)}
     known = _read(path, shapes)

@@ -29,7 +29,7 @@ from matu.roots import Roots, read_tasks
 from matu.seeds import stream
 from matu.tasks import Task, resolve
 from matu.tasks.loading import stratified
-from matu.training import Trainer, build_trainer, decide, prepare_machine, room, side_by_side
+from matu.training import Trainer, build_trainer, decide, parallel_jobs, prepare_machine, side_by_side
 from matu.vectors import similarity
 from matu.words import counted
 
@@ -152,7 +152,7 @@ def _prepare(config: RunConfig, out: Path, roots: Roots, tell: Tell) -> tuple[Ru
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--to {out}: cannot be made ({error.strerror})") from error
-    jobs = room(config.machine, len(tasks))
+    jobs = parallel_jobs(config.machine, len(tasks))
     config = dataclasses.replace(config, machine=decide(config, roots.models, jobs=jobs))
     device = prepare_machine(config.machine)
     return config, build_trainer(config, roots.models, device, config.machine.precision, jobs=jobs), tasks

@@ -106,7 +106,7 @@ def cores() -> int:
     return min(here, int(asked)) if asked.isdigit() and int(asked) else here
 
 
-def room(machine: MachineConfig, most: int) -> int:
+def parallel_jobs(machine: MachineConfig, most: int) -> int:
     """Of so many trainings, how many to have at work at a time: as many as there are cores for, on a GPU one."""
     on_cpu = machine.device.startswith("cpu")
     return max(1, min(most, cores() // max(1, machine.threads))) if on_cpu else 1

@@ -132,7 +132,7 @@ class Envelope:
 
     def needs_held(self, parts: Sequence[Part]) -> bool:
         """Whether some part can be read only beside what both ends hold."""
-        kinds = zip(parts, self._matched(parts), strict=True)
+        kinds = zip(parts, self._chunks_of(parts), strict=True)
         return any(code == (Form.FLIPS if part.kind == Kind.MASKS else Code.CHANGE) for part, (code, _) in kinds)
 
     def tensors(self, parts: Sequence[Part], held: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -150,17 +150,17 @@ class Envelope:
         DataError
             Naming the part that cannot be what it should be.
         """
-        return _opened(parts, self._matched(parts), held or {}, self.header.kind)
+        return _opened(parts, self._chunks_of(parts), held or {}, self.header.kind)
 
     def sizes(self, parts: Sequence[Part]) -> dict[str, int]:
         """Bytes by what they are for: vectors, masks, heads, rescalers, and the header (all the rest)."""
         found = dict.fromkeys(SHARES, 0)
-        for part, (_, data) in zip(parts, self._matched(parts), strict=True):
+        for part, (_, data) in zip(parts, self._chunks_of(parts), strict=True):
             found[SHARES[part.kind]] += len(data)
         found["header"] = self._bytes - sum(found.values())
         return found
 
-    def _matched(self, parts: Sequence[Part]) -> list[Chunk]:
+    def _chunks_of(self, parts: Sequence[Part]) -> list[Chunk]:
         if len(parts) != len(self._chunks):
             names = ", ".join(part.name for part in parts)
             raise DataError(f"message: {len(self._chunks)} parts, expected {len(parts)}: {names}")

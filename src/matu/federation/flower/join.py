@@ -80,7 +80,7 @@ def run_site(
             tool("flower-supernode"), "--superlink", site.server, "--port", str(port),
             "--node-config", f"site={json.dumps(place)}", *secured,
         ]  # fmt: skip
-        tries = 0
+        was_let_in, turned_away = False, 0
         while True:  # whatever ends Flower's node is not an end for the site: a network that was cut heals
             _await_server(site, insecure, tell)
             began, since = size_of(log), time.monotonic()
@@ -91,9 +91,11 @@ def run_site(
                 raise ConfigError(f"site '{site.name}' cannot take part: {unable[-1]}")
             said = text_of(log, began)
             lasted = time.monotonic() - since
-            was_in = answered.is_set() or lasted > QUICK_END_S
-            tries = 1 if was_in else tries + (tries > 0)
-            if not 0 < tries <= TRIES:
+            if answered.is_set() or lasted > QUICK_END_S:
+                was_let_in, turned_away = True, 0
+            else:
+                turned_away += 1
+            if not was_let_in or turned_away >= TRIES:
                 raise FlowerError(_why(site, said, code))
             why = (
                 " (turned away: its key still counts as there, or another process has it)"

@@ -38,7 +38,7 @@ from matu.methods import Method, State
 from matu.report import Display
 from matu.roots import Roots
 from matu.simulate import Run, prepare
-from matu.training import room
+from matu.training import parallel_jobs
 from matu.wire import Envelope
 from matu.words import how_to_install
 
@@ -160,7 +160,7 @@ def _grid(run: Run, count: int, jobs: int) -> Iterator[Grid]:
     machine = run.config.machine
     threads = max(machine.threads, 1)
     on_gpu = torch.device(machine.device).type == "cuda"
-    at_a_time = min(count, jobs or room(machine, count))
+    at_a_time = min(count, jobs or parallel_jobs(machine, count))
     backend: dict[str, dict[str, Any]] = {
         "init_args": {"num_cpus": at_a_time * threads, "include_dashboard": False, "configure_logging": False,
                       "log_to_driver": False},
