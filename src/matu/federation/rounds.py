@@ -46,7 +46,7 @@ class Federation:
     fingerprint
         Of the adapter, which all sites must share.
     class_lists
-        By task, what tells its ordered class names (`class_list`).
+        By task, what tells its ordered class names (`class_list`); empty: none are sent.
     rounds, participation, seed
         How long, what share of the clients each round, and who.
     codecs
@@ -77,6 +77,15 @@ class Federation:
         count = drawn(self.participation, len(names))
         chosen = stream(self.seed, "clients", number).choice(len(names), count, replace=False)
         return [names[i] for i in sorted(chosen)]
+
+    def question(self, state: State, number: int, site: str, kind: str = "train") -> bytes:
+        """The message to a site: of a round, or with kind "evaluate" to be measured."""
+        tasks, lists = self.clients[site], self.class_lists
+        header = Header(
+            kind, self.run, number, self.method_name, site, self.fingerprint, tasks,
+            class_lists=tuple(lists[task] for task in tasks) if lists else (),
+        )  # fmt: skip
+        return encode(header, self.method.downlink_parts(tasks), self.method.downlink(state, site, tasks), self.codecs)
 
 
 def run_rounds(
@@ -174,7 +183,7 @@ class _Asked:
 
     def __call__(self, site: str) -> bytes:
         began = time.perf_counter()
-        payload = _downlink(self.federation, self.state, self.number, site)
+        payload = self.federation.question(self.state, self.number, site)
         if site not in self.bytes:  # its sender asks for it; later, who reads the answer
             self.bytes[site] = len(payload)
             parts = self.federation.method.downlink_parts(self.federation.clients[site])
@@ -232,15 +241,6 @@ class _Answers:
 def _tasks_of(federation: Federation, sites: Iterable[str]) -> list[str]:
     """The tasks that some of the sites hold, each once."""
     return sorted({task for site in sites for task in federation.clients[site]})
-
-
-def _downlink(federation: Federation, state: State, number: int, site: str) -> bytes:
-    tasks, method = federation.clients[site], federation.method
-    header = Header(
-        "train", federation.run, number, federation.method_name, site, federation.fingerprint, tasks,
-        class_lists=tuple(federation.class_lists[task] for task in tasks),
-    )  # fmt: skip
-    return encode(header, method.downlink_parts(tasks), method.downlink(state, site, tasks), federation.codecs)
 
 
 def open_update(

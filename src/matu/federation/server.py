@@ -19,7 +19,7 @@ from matu.federation.rounds import LONGEST_REASON, Federation, run_rounds
 from matu.federation.transport import Failure, Questions
 from matu.files import append_line, keep_lines
 from matu.methods import Method, State
-from matu.wire import Codecs, Header, encode
+from matu.wire import Codecs
 
 
 class Admit(Protocol):
@@ -111,19 +111,21 @@ class Server:
         MatuError
             If nobody answers in several rounds in a row, or numbers leave their range.
         """
-        f = self.config.federation
         self.folder.mkdir(parents=True, exist_ok=True)
         identity = f"{self.run}{self.roster.fingerprint}"
         progress = load_checkpoint(self.folder / "checkpoint", identity) or Progress(0, self.method.start())
         keep_lines(self.folder / "metrics.jsonl", progress.round)
-        federation = Federation(
+        return run_rounds(
+            self._federation(), progress, before=self.gather, evaluate=self._evaluate, record=self._record,
+            save=lambda reached: save_checkpoint(self.folder / "checkpoint", reached, identity),
+        )  # fmt: skip
+
+    def _federation(self) -> Federation:
+        f = self.config.federation
+        return Federation(
             self.method, f.method, self.roster.clients, _Training(self.remote), self.run, self.roster.fingerprint,
             self.roster.class_lists, f.rounds, f.participation, self.config.machine.seed, self.codecs,
             self.config.defence, self.roster.samples,
-        )  # fmt: skip
-        return run_rounds(
-            federation, progress, before=self.gather, evaluate=self._evaluate, record=self._record,
-            save=lambda reached: save_checkpoint(self.folder / "checkpoint", reached, identity),
         )  # fmt: skip
 
     def measure(self, progress: Progress, question: str = "evaluate") -> dict[str, dict[str, float]]:
@@ -132,7 +134,10 @@ class Server:
         With the question "finish" sites also keep what they get. Sites that do not answer, and tasks without test
         images, are left out.
         """
-        payloads = Questions(self.roster.clients, lambda site: self._downlink(progress, site))
+        federation, number = self._federation(), max(progress.round, 1)
+        payloads = Questions(
+            self.roster.clients, lambda site: federation.question(progress.state, number, site, "evaluate")
+        )
         found = {}
         for site, reply in self.remote.ask(question, payloads):
             if isinstance(reply, Failure):
@@ -212,15 +217,6 @@ class Server:
         by_site = self.measure(Progress(number, state))
         return {"sites": by_site, "accuracy": {"delivered": (by_task := by_tasks(by_site))},
                 "mean_accuracy": {"delivered": sum(by_task.values()) / len(by_task)} if by_task else {}}  # fmt: skip
-
-    def _downlink(self, progress: Progress, site: str) -> bytes:
-        tasks, f = self.roster.clients[site], self.config.federation
-        header = Header(
-            "evaluate", self.run, max(progress.round, 1), f.method, site, self.roster.fingerprint, tasks,
-            class_lists=tuple(self.roster.class_lists[task] for task in tasks),
-        )  # fmt: skip
-        tensors = self.method.downlink(progress.state, site, tasks)
-        return encode(header, self.method.downlink_parts(tasks), tensors, self.codecs)
 
     def _check(self, score: Score, site: str, number: int) -> None:
         expected = {"site": site, "run": self.run, "round": max(number, 1)}

@@ -29,7 +29,7 @@ from matu.federation.transport import InProcess
 from matu.methods import Problem, State
 from matu.seeds import stream
 from matu.vectors import Layout
-from matu.wire import MAX_SAMPLES, MAX_TASKS, Header, encode, is_name
+from matu.wire import MAX_SAMPLES, MAX_TASKS, is_name
 
 LOG = logging.getLogger("flwr")
 LOOK_EVERY_S = 1.0
@@ -176,13 +176,7 @@ class MatuStrategy(Strategy):
         plan = Plan(self.config).encode()
         self._sent = {}
         for node in sorted(there[i] for i in chosen):
-            site = str(node)
-            tasks = federation.clients[site]
-            header = Header(
-                kind, federation.run, self.round, federation.method_name, site, federation.fingerprint, tasks
-            )
-            tensors = federation.method.downlink(self.state, site, tasks)
-            payload = encode(header, federation.method.downlink_parts(tasks), tensors, federation.codecs)
+            payload = federation.question(self.state, self.round, str(node), kind)
             message = request(kind, plan, payload, node)
             message.content["config"] = ConfigRecord(dict(config) | {"server-round": self.round})
             self._sent[node] = message, payload
