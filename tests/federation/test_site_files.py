@@ -17,10 +17,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from matu.cli import run_command
+from matu.config import RunConfig, TasksConfig
 from matu.errors import ConfigError
+from matu.federation.flower import join
 from matu.federation.flower.certificates import check_server, greet, make_certificates
+from matu.federation.flower.orders import FlowerError
 from matu.federation.server_file import read_server
-from matu.federation.site_file import read_site
+from matu.federation.site_file import SiteFile, read_site
 from matu.roots import Roots
 from matu.serve import number_of
 
@@ -351,3 +354,21 @@ def test_a_stopped_run_of_another_configuration_is_refused_before_anything_is_to
     assert run_command(["server", "--config", "server.toml", "--out", "run", "--insecure"]) == 2
     assert "(uplink '3bit' -> '4bit')" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+def test_a_node_that_is_turned_away_late_was_never_let_in(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine Flower takes its time to say so; the site must not try for minutes as if it had been in."""
+    node = tmp_path / "supernode"
+    node.write_text("#!/bin/sh\nsleep 0.3\necho 'Failed to activate SuperNode. [code: 2004]'\nexit 1\n")
+    node.chmod(0o700)
+    monkeypatch.setattr(join, "tool", lambda name: str(node))
+    monkeypatch.setattr(join, "QUICK_END_S", 0.1)
+    config = RunConfig(tasks=TasksConfig(tasks=("left",)))
+    roots = Roots(data=tiny_data, models=None, cache=tmp_path / "cache")
+    site = SiteFile("north", "127.0.0.1:9", tmp_path / "state", None, tmp_path / "north.key", config, roots)
+    said: list[str] = []
+    with pytest.raises(FlowerError, match="does not let site 'north' in"):
+        join.run_site(tmp_path / "north.toml", site, insecure=True, anywhere=False, tell=said.append)
+    assert not [line for line in said if "again in" in line]

@@ -31,6 +31,8 @@ PAUSE_S = 5.0
 """Seconds until a site whose connection broke tries again."""
 QUICK_END_S = 15.0
 """A node that ends sooner was never let in, or cannot run."""
+SLOW_START_S = 120.0
+"""The same for a node that says it was turned away, which on a busy machine it may say late."""
 TRIES = 30
 """Times in a row that a site which was let in once is turned away before it ends: for a while it counts as there."""
 
@@ -91,7 +93,7 @@ def run_site(
                 raise ConfigError(f"site '{site.name}' cannot take part: {unable[-1]}")
             said = text_of(log, began)
             lasted = time.monotonic() - since
-            if answered.is_set() or lasted > QUICK_END_S:
+            if answered.is_set() or lasted > (SLOW_START_S if TURNED_AWAY in said else QUICK_END_S):
                 was_let_in, turned_away = True, 0
             else:
                 turned_away += 1
