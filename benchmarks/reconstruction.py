@@ -35,27 +35,18 @@ from watch import processor
 
 DIM, TASKS, SUBSETS, TURNS = 221_184, 30, 10, 20
 COUNTS = (1, 2, 3, 4, 5, 8, 16, 22, 30)
-BITS = ("2bit", "3bit", "4bit", "5bit", "8bit")
+BITS = {"ternary": 2.0, "2bit": 2.0, "3bit": 3.0, "4bit": 4.0, "5bit": 5.0, "8bit": 8.0, "float32": 32.0}
 Form = Callable[[Tensor], tuple[Tensor, float, float | None]]
 """From k vectors to what comes back of them, bits a parameter as stated, and as encoded."""
 
 
-def papers(rows: Tensor) -> tuple[Tensor, float, float | None]:
-    """Elected sign and largest agreeing magnitude, a mask and a rescaler a task (Eq. 2)."""
-    u = unify(rows)
-    back = torch.stack([u.modulate(i) for i in range(len(rows))])
+def papers(rows: Tensor, codec: str = "float32") -> tuple[Tensor, float, float | None]:
+    """Elected sign and largest agreeing magnitude, a mask and a rescaler a task (Eq. 2); the vector in so many bits."""
+    u, codecs = unify(rows), Codecs(Numbers(codec), coded_masks=True)
     parts, tensors = unified_parts(u.vector, u.masks, u.rescalers)
-    return back, 32.0 + (len(rows) if len(rows) > 1 else 0), encoded_bits(parts, tensors, Codecs(coded_masks=True))
-
-
-def papers_coded(rows: Tensor) -> tuple[Tensor, float, float | None]:
-    """The same, its vector in 5 bits: the default on the way down."""
-    u, codecs = unify(rows), Codecs(Numbers("5bit"), coded_masks=True)
-    parts, tensors = unified_parts(u.vector, u.masks, u.rescalers)
-    there = arrived(parts, tensors, codecs)
-    masks = there["masks"] if len(rows) > 1 else u.masks
-    back = there["rescalers"][:, None] * torch.where(masks, there["vector"], 0)
-    return back, 5.0 + (len(rows) if len(rows) > 1 else 0), encoded_bits(parts, tensors, codecs)
+    there = {"masks": u.masks, **arrived(parts, tensors, codecs)}
+    back = there["rescalers"][:, None] * torch.where(there["masks"], there["vector"], 0)
+    return back, BITS[codec] + (len(rows) if len(rows) > 1 else 0), encoded_bits(parts, tensors, codecs)
 
 
 def true_signs(rows: Tensor) -> tuple[Tensor, float, float | None]:
@@ -82,21 +73,14 @@ def two_levels(rows: Tensor) -> tuple[Tensor, float, float | None]:
     return rows.sign() * factors * magnitude, 32.0 + 2 * len(rows), None
 
 
-def ternary(rows: Tensor) -> tuple[Tensor, float, float | None]:
-    """Each vector by itself, as T-Switch: sign, what is set to zero, and a scale."""
-    back, _, coded = a_vector_a_task(rows, "ternary")
-    return back, 2.0 * len(rows), coded
-
-
 def a_vector_a_task(rows: Tensor, codec: str) -> tuple[Tensor, float, float | None]:
-    """Each vector by itself, in so many bits."""
+    """Each vector by itself, in so many bits; ternary as T-Switch: sign, what is set to zero, and a scale."""
     parts = [Part(f"vector/{i}", Kind.VECTOR, (rows.shape[1],)) for i in range(len(rows))]
     tensors = {part.name: row for part, row in zip(parts, rows, strict=True)}
     codecs = Codecs(Numbers(codec))
     there = arrived(parts, tensors, codecs)
     back = torch.stack([there[part.name] for part in parts])
-    bits = float(codec.removesuffix("bit")) if codec.endswith("bit") else 2.0
-    return back, bits * len(rows), encoded_bits(parts, tensors, codecs)
+    return back, BITS[codec] * len(rows), encoded_bits(parts, tensors, codecs)
 
 
 def unified_parts(vector: Tensor, masks: Tensor, rescalers: Tensor) -> tuple[list[Part], dict[str, Tensor]]:
@@ -118,9 +102,10 @@ def encoded_bits(parts: list[Part], tensors: dict[str, Tensor], codecs: Codecs) 
 
 
 FORMS: dict[str, Form] = {
-    "the paper's": papers, "the paper's, vector in 5 bits": papers_coded, "true signs": true_signs,
-    "true signs, two levels": two_levels, "a vector a task, ternary": ternary,
-    **{f"a vector a task, {codec.removesuffix('bit')} bits": partial(a_vector_a_task, codec=codec) for codec in BITS},
+    "the paper's": papers, "the paper's, vector in 5 bits": partial(papers, codec="5bit"),
+    "true signs": true_signs, "true signs, two levels": two_levels,
+    "a vector a task, ternary": partial(a_vector_a_task, codec="ternary"),
+    **{f"a vector a task, {bits} bits": partial(a_vector_a_task, codec=f"{bits}bit") for bits in (2, 3, 4, 5, 8)},
 }  # fmt: skip
 LOOKS = {
     "the paper's": ("#D55E00", "-o"), "true signs": ("#8C6D31", "-s"), "true signs, two levels": ("#8C6D31", "--s"),

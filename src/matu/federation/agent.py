@@ -172,9 +172,8 @@ class Agent:
             followed = Plan.decode(plan, self.own)
             tasks = self._read(followed.config.tasks)
             asked = followed.config.machine
-            jobs = (
-                1 if asked.threads else parallel_jobs(asked, len(tasks))
-            )  # who names a number of threads means no more
+            # who names a number of threads means no more
+            jobs = 1 if asked.threads else parallel_jobs(asked, len(tasks))
             machine = self._decided(plan, followed.config, jobs)
             config = dataclasses.replace(followed.config, machine=machine)
             followed = Plan(config)
