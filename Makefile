@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 
 help:
 	@echo "make demo       install, then run the main job on the bundled tasks (1.5 to 4 minutes)"
-	@echo "make test       install, then run the tests, two at a time: one line of them over Flower's processes, which mostly wait"
+	@echo "make test       install, then run the tests in three lines: one of them over Flower's processes, which mostly wait"
 	@echo "make test-long  the heavier checks: 10,000 random cases against the oracle"
 	@echo "make test-browser  the report in Chromium, which must be installed, and what axe-core (npm) finds"
 	@echo "make test-sinks    installs TensorBoard, MLflow and Weights & Biases too, then tells them rounds, offline"
@@ -26,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/matu run --config configs/demo.toml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 test-long: $(STAMP)
 	MATU_HYPOTHESIS=long $(BIN)/python -m pytest tests/vectors --timeout 3600 -o faulthandler_timeout=0

@@ -89,6 +89,12 @@ def place(tiny_vit: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.M
     return tmp_path
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The line over Flower's processes is the longest and mostly waits: the other lines give way to it."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker("flower"):
+        os.nice(19)  # below Ray's workers too, which start at 15
+
+
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         faulthandler.dump_traceback_later(EXIT_S, exit=True, file=sys.__stderr__)

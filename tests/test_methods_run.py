@@ -312,6 +312,10 @@ def test_a_reference_runs_as_a_method_and_sends_nothing(
     assert result["mean_accuracy"]["delivered"] > chance + 0.2
     assert not any(result["bytes"].values())
     assert result["paper_mbits"] == 0
+    alone = result["individual"]["left"]
+    assert (alone is not None) == (name == "individual")
+    if alone:
+        assert result["accuracy"]["left"]["delivered"] == max(alone["budget"], alone["plateau"])
     again = simulate(config, tmp_path / "again", roots, QUIET)  # from what the cache remembers
     roots = dataclasses.replace(roots, cache=tmp_path / "another")
     beside = simulate(config, tmp_path / "beside", roots, QUIET, jobs=3)

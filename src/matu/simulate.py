@@ -27,7 +27,7 @@ from matu.federation.transport import Transport
 from matu.files import append_line, finish_before_interrupt, keep_lines, only_one, write_atomic
 from matu.methods import Method, Problem, Reference, State, find_method, method_name, method_source
 from matu.methods.base import parse_options
-from matu.methods.individual import Alone, individual
+from matu.methods.individual import Alone, Individual, individual
 from matu.report import Display
 from matu.report.result import build_result
 from matu.roots import Roots, read_tasks
@@ -219,7 +219,8 @@ def _alone(run: Run, reference: Reference, display: Display) -> dict[str, Any]:
     )  # fmt: skip
     totals = Totals(images=clock.train_images, total_s=time.perf_counter() - began, training_s=clock.train_s)
     evaluation = Evaluation.of_clients(found, run.tasks)
-    return _write_result(run, _result(run, Progress(0, {}, totals), evaluation, 0.0, display))
+    progress, alone = Progress(0, {}, totals), reference.found if isinstance(reference, Individual) else None
+    return _write_result(run, _result(run, progress, evaluation, 0.0, display, alone))
 
 
 def _federate(
@@ -301,10 +302,11 @@ def _as_line(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _result(
-    run: Run, progress: Progress, evaluation: Evaluation, paper_mbits: float, display: Display
-) -> dict[str, Any]:
-    reference: dict[str, Alone | None] = {}
-    if run.config.evaluation.reference:
+    run: Run, progress: Progress, evaluation: Evaluation, paper_mbits: float, display: Display,
+    alone: dict[str, Alone | None] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    reference = alone or {}
+    if run.config.evaluation.reference and not alone:
         holders = {name: sum(name in held for held in run.clients.values()) for name in run.tasks}
         reference = individual(
             run.trainer, run.tasks, run.config, holders=holders, cache=run.roots.cache, tell=display.say

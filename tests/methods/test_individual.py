@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from matu.config import FederationConfig, RunConfig, TrainingConfig
+from matu.config import EvaluationConfig, FederationConfig, RunConfig, TrainingConfig
 from matu.errors import DivergedError
-from matu.methods.individual import individual
+from matu.methods.individual import PATIENCE, individual
 from matu.methods.reference import budget_steps, training_facts
 from world import tiny_task, tiny_trainer
 
@@ -80,6 +80,28 @@ def test_a_poor_budget_does_not_hide_the_plateau(tiny_vit: Path, tmp_path: Path)
     config = spend(1, local_steps=1)
     found = individual(trainer, {"left": task}, config, holders=HOLDERS, cache=tmp_path, tell=lambda text: None)["left"]
     assert found.budget < found.plateau == pytest.approx(found.accuracy)
+
+
+def test_a_few_epochs_without_gain_are_no_plateau(
+    tiny_vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, task = tiny_trainer(tiny_vit), tiny_task("left")
+    barren = PATIENCE - 1
+    held_out = [0.5, *[0.4] * barren, 0.6, *[0.6] * barren, 0.59]
+    told = iter([0.1, *held_out, 0.7])  # the budget's, the plateau's on the way, and on the test images
+    monkeypatch.setattr(type(trainer), "accuracy_as_is", lambda *_: next(told))
+    found = individual(trainer, {"left": task}, spend(1), holders=HOLDERS, cache=tmp_path, tell=lambda text: None)
+    assert found["left"].plateau_epochs == 2 + barren
+    assert (found["left"].budget, found["left"].plateau) == (0.1, 0.7)
+
+
+def test_a_rate_is_chosen_by_the_budget_alone(tiny_vit: Path, tmp_path: Path) -> None:
+    trainer, task, config = tiny_trainer(tiny_vit), tiny_task("left"), spend(3)
+    config = dataclasses.replace(config, evaluation=EvaluationConfig(held_out=True))
+    one = individual(trainer, {"left": task}, config, holders=HOLDERS, cache=tmp_path, tell=lambda text: None)["left"]
+    assert trainer.clock.train_images == 3 * len(task.train.labels)
+    assert (one.plateau, one.plateau_epochs) == (None, None)
+    assert one.accuracy == one.budget
 
 
 def test_a_task_that_diverges_has_no_reference_and_the_others_do(

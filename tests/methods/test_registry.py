@@ -44,7 +44,7 @@ def test_every_name_is_a_method_or_a_reference(name: str) -> None:
     kind = find_method(name)
     assert issubclass(kind, Method) != issubclass(kind, Reference)
     assert issubclass(kind, Reference) == (name in ("individual", "local"))
-    assert (method_name(name), method_source(name)) == (name, "")
+    assert (method_name(name), method_source(name)) == (name, "1" if name == "individual" else "")
     assert parse_options(kind, ()) == kind.Options()
 
 

@@ -2,7 +2,7 @@
 
 sent         nothing
 trained      each task for as many epochs as the federation spends on its data, and also to a plateau on a
-             held-out tenth; the better one counts
+             held-out tenth; the better one counts. While rates are chosen, for those epochs alone, as every method
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from matu.tasks import Task
 from matu.training import Trainer, Weights, side_by_side
 from matu.training.trainer import Fit, batches
 
-PATIENCE = 3
+PATIENCE = 10
 """Epochs without a better held-out accuracy that count as a plateau."""
 MOST_EPOCHS = 50
 FORMAT = 2
@@ -41,27 +41,40 @@ class Alone:
     budget_epochs
         That number.
     plateau
-        Of the weights that were best on a held-out tenth of the training data, trained on the rest.
+        Of the weights that were best on a held-out tenth of the training data, trained on the rest; None where a
+        tenth is held out already, to choose a rate.
     plateau_epochs
         Epochs to those weights.
     seconds
-        Both trainings and their evaluation, by the clock, over the number of tasks at work at a time.
+        The trainings and their evaluation, by the clock, over the number of tasks at work at a time.
     """
 
     budget: float
     budget_epochs: int
-    plateau: float
-    plateau_epochs: int
+    plateau: float | None
+    plateau_epochs: int | None
     seconds: float
 
     @property
     def accuracy(self) -> float:
         """The better one: the denominator of normalised accuracy."""
-        return max(self.budget, self.plateau)
+        return self.budget if self.plateau is None else max(self.budget, self.plateau)
 
 
 class Individual(Reference):
-    """The reference of this file; every client is credited with the accuracy of its tasks."""
+    """The reference of this file; every client is credited with the accuracy of its tasks.
+
+    Attributes
+    ----------
+    found
+        By task, what `accuracies` found.
+    """
+
+    revision: ClassVar[int] = 1
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config)
+        self.found: dict[str, Alone | None] = {}
 
     def accuracies(
         self,
@@ -73,8 +86,8 @@ class Individual(Reference):
         tell: Callable[[str], None],
     ) -> dict[str, dict[str, float]]:
         holders = {name: sum(name in share for share in shares.values()) for name in tasks}
-        found = individual(trainer, tasks, self.config, holders=holders, cache=cache, tell=tell)
-        accuracy = {name: one.accuracy for name, one in found.items() if one}
+        self.found = individual(trainer, tasks, self.config, holders=holders, cache=cache, tell=tell)
+        accuracy = {name: one.accuracy for name, one in self.found.items() if one}
         if len(accuracy) < len(tasks):
             raise DivergedError(f"individual: no finite result for {', '.join(sorted(set(tasks) - set(accuracy)))}")
         return {site: {task: accuracy[task] for task in share} for site, share in shares.items()}
@@ -117,7 +130,7 @@ def individual(
             tell(f"individual reference: {name} ({number}/{len(tasks)})")
             steps = budget_steps(config, len(task.train.labels), holders[name])
             facts = (FORMAT, name, task.digest, *model, PATIENCE, MOST_EPOCHS, *how)
-            yield partial(_known_or_trained, task, steps, config.machine.seed, beside, cache / "individual", facts)
+            yield partial(_known_or_trained, task, steps, config, beside, cache / "individual", facts)
 
     found: dict[str, Alone | None] = {}
     for name, one in zip(tasks, side_by_side(trainer, work()), strict=True):
@@ -128,12 +141,15 @@ def individual(
 
 
 def _known_or_trained(
-    task: Task, steps: int, seed: int, beside: int, cache: Path, facts: tuple[Any, ...], trainer: Trainer
+    task: Task, steps: int, config: RunConfig, beside: int, cache: Path, facts: tuple[Any, ...], trainer: Trainer
 ) -> Alone | DivergedError:
     """Each training is remembered by itself: that to a plateau is the same whatever the federation spends."""
+    seed = config.machine.seed
+    plateau: dict[str, Any] = {"accuracy": None, "epochs": None, "seconds": 0.0}
     try:
         budget = remembered(cache, (*facts, "budget", steps), lambda: _on_budget(trainer, task, seed, steps))
-        plateau = remembered(cache, (*facts, "plateau"), lambda: _on_plateau(trainer, task, seed))
+        if not config.evaluation.held_out:
+            plateau = remembered(cache, (*facts, "plateau"), lambda: _on_plateau(trainer, task, seed))
     except DivergedError as error:
         return error
     seconds = round((budget["seconds"] + plateau["seconds"]) / beside, 2)
