@@ -42,7 +42,7 @@ class Nodes:
     def look(self, admit: Admit) -> set[str]:
         for node in self.agents:
             if node not in self.named and node not in self.away:
-                answer = self.meddle("hello", node, self.agents[node]().hello(self.plan))
+                answer = self.meddle("hello", node, self.agents[node]().ask("hello", self.plan, b""))
                 with contextlib.suppress(DataError):
                     self.named[node] = admit(node, answer, None, {*self.named.values()} - self.away)
         return {name for node, name in self.named.items() if node not in self.away}
@@ -58,7 +58,7 @@ class Nodes:
 
     def _answer(self, question: str, node: str, name: str, payload: bytes) -> bytes | Failure:
         try:
-            reply: bytes = getattr(self.agents[node](), question)(self.plan, payload)
+            reply = self.agents[node]().ask(question, self.plan, payload)
         except MatuError as error:
             return Failure("site", str(error))
         return self.meddle(question, name, reply)

@@ -29,7 +29,7 @@ IDS = {"east": (1 << 63) + 5, "north": 17, "south": (1 << 64) - 2}
 
 def grid_of(house: House) -> LocalGrid:
     return LocalGrid({
-        IDS[name]: app_node(client_app(lambda _, name=name: house.agent(name)), IDS[name])
+        IDS[name]: app_node(client_app(lambda _, name=name: house.agent(name).ask), IDS[name])
         for name in house.holds
     })  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_a_site_that_lies_changes_nothing_but_that_it_is_left_out(
     house = House(config, tiny_data, tmp_path / "lies")
     grid = grid_of(house)
     liar = Hostile("east", house.agent("east").own, house.agent("east").roots, tmp_path / "lies" / "east")
-    grid.nodes[IDS["east"]] = app_node(client_app(lambda _: liar), IDS["east"])
+    grid.nodes[IDS["east"]] = app_node(client_app(lambda _: liar.ask), IDS["east"])
     said: list[str] = []
     server = house.server(over(grid, house), said, admitted={name: frozenset(held) for name, held in HOLDS.items()})
     found = server.rounds()

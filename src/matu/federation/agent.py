@@ -115,6 +115,21 @@ class Agent:
         self._ready: dict[bytes, tuple[Plan, Trainer, Method]] = {}
         self._tasks: dict[int, dict[str, Task]] = {}
 
+    def ask(self, question: str, plan: bytes, message: bytes) -> bytes:
+        """The answer to a question of the server; DataError for one that is none."""
+        match question:
+            case "hello":
+                return self.hello(plan)
+            case "train":
+                return self.train(plan, message)
+            case "evaluate":
+                return self.evaluate(plan, message)
+            case "finish":
+                return self.finish(plan, message)
+            case "refused":  # whoever runs the agent tells people
+                return b""
+        raise DataError(f"question {question[:80]!r}, expected hello, train, evaluate or finish")
+
     def hello(self, plan: bytes) -> bytes:
         """Who this site is, as an encoded `Hello`."""
         followed, trainer, _ = self._prepare(plan)
@@ -122,9 +137,6 @@ class Agent:
         held = {n: Held(task.classes, len(task.train.labels), len(task.test.labels)) for n, task in tasks.items()}
         versions = {name: version(name) for name in ("matu", "torch", "transformers", "peft")}
         return Hello(self.name, trainer.model.fingerprint, held, versions).encode()
-
-    def refused(self, reason: bytes) -> None:
-        """The server does not let this site in; whoever runs the agent tells people."""
 
     def train(self, plan: bytes, message: bytes) -> bytes:
         """This site's update in answer to a round's message; its memory is on disk before it is given back."""

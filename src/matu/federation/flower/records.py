@@ -12,6 +12,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from matu.errors import DataError
 
+QUESTIONS = {
+    "hello": "query", "refused": "query.refused", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish",
+}  # fmt: skip
+"""Flower's type of message for each question of the server; "refused" is one that only tells."""
 _PLAN, _MESSAGE = "plan", "message"
 PIECE_BYTES = 32 << 20
 """Of an array at most."""
@@ -20,9 +24,9 @@ ASIDE = ("config", "metrics")
 
 
 def request(question: str, plan: bytes, payload: bytes, node: int) -> Message:
-    """A question to a node: "query" (who are you), "train", "evaluate" or "evaluate.finish"."""
+    """One of `QUESTIONS` to a node."""
     content = RecordDict({_PLAN: ConfigRecord({_PLAN: plan}), _MESSAGE: _record(payload)})
-    return Message(content, dst_node_id=node, message_type=question)
+    return Message(content, dst_node_id=node, message_type=QUESTIONS[question])
 
 
 def reply(payload: bytes, asked: Message) -> Message:

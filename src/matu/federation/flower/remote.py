@@ -19,10 +19,6 @@ from matu.federation.server import Admit
 from matu.federation.transport import Failure
 from matu.words import printable
 
-QUESTIONS = {
-    "hello": "query", "refused": "query.refused", "train": "train", "evaluate": "evaluate", "finish": "evaluate.finish",
-}  # fmt: skip
-"""Flower's type of message for each question of the server; "refused" is one that only tells."""
 _RAISED = re.compile(r"<class '[^']*'>:<'(.*)'>", re.DOTALL)
 """How Flower writes what an app raised."""
 LONGEST_REASON = 500
@@ -153,8 +149,7 @@ class FlowerRemote:
         """Send to nodes; message id -> node."""
         if not payloads:
             return {}
-        kind = QUESTIONS[question]
-        messages = [request(kind, self.plan, payload, node) for node, payload in payloads.items()]
+        messages = [request(question, self.plan, payload, node) for node, payload in payloads.items()]
         ids = list(self.grid.push_messages(messages))  # a list: the deployed grid goes through it twice
         return {one: node for one, node in zip(ids, payloads, strict=True) if one}
 

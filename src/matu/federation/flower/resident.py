@@ -21,7 +21,8 @@ from matu.words import printable
 if TYPE_CHECKING:
     from matu.federation.agent import Agent
 
-QUESTIONS = ("hello", "train", "evaluate", "finish")
+Ask = Callable[[str, bytes, bytes], bytes]
+"""From a question, the plan and a message to the answer, as `matu.federation.agent.Agent.ask`."""
 REFUSED = "refused by the server: "
 """How what is told begins when this site may not take part."""
 _GIVEN, _FAILED = b"+", b"-"
@@ -85,9 +86,7 @@ class _Answers:
             return
         try:
             self.agent = self.agent or self.agent_of()
-            if question not in QUESTIONS:
-                raise DataError(f"question {question!r}, expected one of {', '.join(QUESTIONS)}")
-            answer = self.agent.hello(plan) if question == "hello" else getattr(self.agent, question)(plan, payload)
+            answer = self.agent.ask(question, plan, payload)
         except Exception as error:  # the site lives on; its people see why
             reason = str(error) if isinstance(error, MatuError) else traceback.format_exc()
             self.tell(f"{question}: no answer: {reason}")
@@ -111,27 +110,8 @@ class Caller:
     def __init__(self, place: str) -> None:
         self.place = place
 
-    def hello(self, plan: bytes) -> bytes:
-        """As `matu.federation.agent.Agent.hello`; all four raise DataError if there is no answer."""
-        return self._ask("hello", plan, b"")
-
-    def refused(self, reason: bytes) -> None:
-        """The server does not let the site in; the site's people are told why."""
-        self._ask("refused", b"", reason)
-
-    def train(self, plan: bytes, message: bytes) -> bytes:
-        """As `Agent.train`."""
-        return self._ask("train", plan, message)
-
-    def evaluate(self, plan: bytes, message: bytes) -> bytes:
-        """As `Agent.evaluate`."""
-        return self._ask("evaluate", plan, message)
-
-    def finish(self, plan: bytes, message: bytes) -> bytes:
-        """As `Agent.finish`."""
-        return self._ask("finish", plan, message)
-
-    def _ask(self, question: str, plan: bytes, payload: bytes) -> bytes:
+    def __call__(self, question: str, plan: bytes, payload: bytes) -> bytes:
+        """As `matu.federation.agent.Agent.ask`; DataError if there is no answer."""
         try:
             with Client(self.place, "AF_UNIX") as line:
                 for part in (question.encode(), plan, payload):
