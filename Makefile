@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .PHONY: help demo test test-long test-browser test-sinks lint bench docs clean
 
 help:
-	@echo "make demo       install, then run the main job on the bundled tasks (1.5 to 4 minutes)"
+	@echo "make demo       install, then run the main job on the bundled tasks (2 to 5 minutes)"
 	@echo "make test       install, then run the tests in three lines: one of them over Flower's processes, which mostly wait"
 	@echo "make test-long  the heavier checks: 10,000 random cases against the oracle"
 	@echo "make test-browser  the report in Chromium, which must be installed, and what axe-core (npm) finds"
